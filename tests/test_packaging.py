@@ -1,0 +1,96 @@
+"""What is shipped: the wheel's files, its metadata, and that the places which state a version agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+PACKAGES = (ROOT / "llmkit", ROOT / "backends" / "llmkit_transformers")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(target)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    (path,) = target.glob("*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def source_files() -> set[str]:
+    files = (f for package in PACKAGES for f in package.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+    return {f.relative_to(ROOT).as_posix().removeprefix("backends/") for f in files}
+
+
+def test_wheel_holds_every_source_and_data_file(wheel: zipfile.ZipFile) -> None:
+    shipped = {n for n in wheel.namelist() if ".dist-info/" not in n}
+    assert shipped == source_files()
+
+
+@pytest.mark.parametrize("name", ["llmkit/py.typed", "llmkit_transformers/py.typed"])
+def test_wheel_is_marked_as_typed(wheel: zipfile.ZipFile, name: str) -> None:
+    assert name in wheel.namelist()
+
+
+def test_wheel_holds_the_embedded_model(wheel: zipfile.ZipFile) -> None:
+    suffixes = {Path(n).suffix for n in wheel.namelist() if n.startswith("llmkit/tiny/")}
+    assert {".safetensors", ".gguf", ".json", ".jinja"} <= suffixes
+
+
+def test_wheel_declares_command_and_backends(wheel: zipfile.ZipFile) -> None:
+    (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
+    entry_points = wheel.read(name).decode()
+    assert "llmkit = llmkit.cli.main:main" in entry_points
+    assert "[llmkit.backends]\ntransformers = llmkit_transformers:backend" in entry_points
+
+
+def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert any(n.endswith("/licenses/LICENSE") for n in wheel.namelist())
+
+
+def test_plain_install_is_light(metadata: Message) -> None:
+    plain = {r.name for r in map(Requirement, metadata.get_all("Requires-Dist", [])) if r.marker is None}
+    assert plain == {"loguru", "psutil", "pydantic", "rich", "tqdm", "typer"}
+
+
+def test_all_covers_every_extra_but_dev() -> None:
+    (everything,) = map(Requirement, EXTRAS["all"])
+    assert everything.extras == EXTRAS.keys() - {"all", "dev"}
+
+
+def test_changelog_starts_with_the_version_of_pyproject() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert next(h for h in headings if h != "Unreleased") == PROJECT["version"]
+
+
+def test_constraints_pin_exact_versions_without_a_build_tag() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"==[\d.]+(post\d+)?", str(pin.specifier)) for pin in pins)
+
+
+@pytest.mark.parametrize("extra", ["transformers", "dev"])
+def test_constraints_pin_and_satisfy_what_make_installs(extra: str) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
+    for wanted in map(Requirement, [*PROJECT["dependencies"], *EXTRAS[extra]]):
+        assert wanted.specifier.contains(pins[wanted.name]), wanted
