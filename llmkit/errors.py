@@ -1,0 +1,168 @@
+"""Every error llmkit raises, as one tree.
+
+LLMKitError
+├── ParameterError (ValueError)            a value breaks its rule, or two values contradict each other
+├── UnknownParameter (TypeError)           no such parameter; the nearest name is in the message
+├── UnsupportedParameter (ValueError)      the backend cannot honour a parameter
+├── UnsupportedFeature (ValueError)        the backend cannot do what was asked (images, tools without a template)
+├── InvalidRequest (ValueError)            an empty task, an unknown role, a malformed message
+├── ContextLengthExceeded (ValueError)     the prompt leaves no room to generate
+├── ModelClosed (RuntimeError)             a call after close()
+├── GenerationError (RuntimeError)         the backend failed while generating
+├── UnknownBackend (ValueError)            no backend of that name is installed
+├── BackendUnavailable (ImportError)       its dependencies are missing; the message has the pip line
+├── UnknownDevice (ValueError)             not a device name
+├── DeviceUnavailable (OSError)            a device that this machine does not have
+├── ModelError                             a model could not be had
+│   ├── ModelInvalid (ValueError)          not a model, damaged, or of a kind that cannot be loaded
+│   ├── ModelNotDownloaded (OSError)       not on this machine, and downloading is off
+│   └── ModelDownloadError (OSError)       the hub could not be reached, or refused
+├── TaskArgsInvalid (ValueError)           a GPT task does not have the shape it must have
+├── TaskExecutionError (RuntimeError)      a valid GPT task failed while it ran
+├── CheckpointError (ValueError)           a checkpoint cannot be written or read
+└── PromptStyleError (ValueError)          no such prompt style, or a malformed one
+
+Each also derives from the builtin in brackets, so that callers who never import this module can still catch it.
+It knows nothing of backends; foreign errors are mapped to these where they enter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LLMKitError(Exception):
+    """The root of all errors that llmkit raises."""
+
+
+class ParameterError(LLMKitError, ValueError):
+    """A parameter's value breaks its rule: `top_p must be in (0, 1], got 1.7`."""
+
+
+class UnknownParameter(LLMKitError, TypeError):
+    """A keyword that names no parameter."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        super().__init__(f"unknown parameter {name!r}{did_you_mean(name, known)}")
+
+
+class UnsupportedParameter(LLMKitError, ValueError):
+    """A backend that cannot honour a parameter says so instead of dropping it.
+
+    Attributes:
+        name: the parameter.
+        backend: the backend that cannot honour it.
+    """
+
+    def __init__(self, name: str, backend: str) -> None:
+        self.name, self.backend = name, backend
+        super().__init__(f'the {backend} backend cannot honour {name!r}; leave it out, or pass on_unsupported="warn"')
+
+
+class UnsupportedFeature(LLMKitError, ValueError):
+    """Something other than a parameter that the backend cannot do."""
+
+
+class InvalidRequest(LLMKitError, ValueError):
+    """What was asked is not a request: an empty task, an unknown role, a malformed message."""
+
+
+class ContextLengthExceeded(LLMKitError, ValueError):
+    """The prompt leaves no room for even one new token.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        max_tokens: new tokens that were asked for.
+        limit: tokens that prompt and new text may have together.
+    """
+
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, limit: int) -> None:
+        self.prompt_tokens, self.max_tokens, self.limit = prompt_tokens, max_tokens, limit
+        wanted = "any new token" if max_tokens is None else f"{max_tokens} new tokens"
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, which leaves no room for {wanted} within the limit of {limit}; "
+            "shorten the prompt"
+        )
+
+
+class ModelClosed(LLMKitError, RuntimeError):
+    """The model was closed; load it again to use it."""
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(f"the model {name!r} is closed; load it again")
+
+
+class GenerationError(LLMKitError, RuntimeError):
+    """The backend failed while generating; its own error is the cause."""
+
+
+class UnknownBackend(LLMKitError, ValueError):
+    """No installed backend has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        listed = ", ".join(names) or "none"
+        super().__init__(f"no backend is named {name!r}{did_you_mean(name, names)}; installed: {listed}")
+
+
+class BackendUnavailable(LLMKitError, ImportError):
+    """A backend whose dependencies are not installed."""
+
+    def __init__(self, backend: str, missing: str, install: str) -> None:
+        super().__init__(f"the {backend} backend needs {missing}, which is not installed: {install}")
+
+
+class UnknownDevice(LLMKitError, ValueError):
+    """A string that names no device."""
+
+
+class DeviceUnavailable(LLMKitError, OSError):
+    """A device that this machine does not have."""
+
+
+class ModelError(LLMKitError):
+    """A model could not be had."""
+
+
+class ModelInvalid(ModelError, ValueError):
+    """Not a model, damaged, or of a kind that cannot be loaded."""
+
+
+class ModelNotDownloaded(ModelError, OSError):
+    """The model is not on this machine, and downloading is off."""
+
+
+class ModelDownloadError(ModelError, OSError):
+    """The hub could not be reached, or refused the model."""
+
+
+class TaskArgsInvalid(LLMKitError, ValueError):
+    """A GPT task that does not have the shape it must have; the message says where."""
+
+
+class TaskExecutionError(LLMKitError, RuntimeError):
+    """A valid GPT task failed while it ran; the cause is attached."""
+
+
+class CheckpointError(LLMKitError, ValueError):
+    """A checkpoint that cannot be written or read; nothing was changed."""
+
+
+class PromptStyleError(LLMKitError, ValueError):
+    """No such prompt style, or a malformed one."""
+
+
+class InertParameterWarning(UserWarning):
+    """A parameter has no effect in the chosen mode (`length_penalty` without beams)."""
+
+
+class UnsupportedParameterWarning(UserWarning):
+    """A parameter was left out because `on_unsupported="warn"` allows it."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'top_p'?` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,448 @@
+"""Generation parameters: their names, aliases, ranges and neutral values, and how layers of them resolve.
+
+One frozen `GenerationParams` is used everywhere, so a value is checked the same way from every side. This module
+does not know how a backend applies a parameter, nor which ones it can apply (`capabilities.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
+
+from llmkit.errors import ParameterError, UnknownParameter
+
+DEFAULT_MAX_TOKENS = 256
+T = TypeVar("T")
+
+
+class ParamValues(TypedDict, total=False):
+    """The keywords that `GenerationParams` and every `**overrides` accept, aliases included."""
+
+    max_tokens: int | None
+    max_new_tokens: int | None
+    max_completion_tokens: int | None
+    max_length: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    do_sample: bool | None
+    seed: int | None
+    num_return_sequences: int | None
+    n: int | None
+    num_beams: int | None
+    beam_width: int | None
+    early_stopping: bool | Literal["never"] | None
+    length_penalty: float | None
+    repetition_penalty: float | None
+    repition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    stop_token: str | Sequence[str] | None
+    stop_strings: str | Sequence[str] | None
+    stop: str | Sequence[str] | None
+    pad_token_id: int | None
+    eos_token_id: int | Sequence[int] | None
+    bos_token_id: int | None
+    system_prompt: str | None
+    role: str | None
+
+
+# --- what a value must be -------------------------------------------------------------------------------------------
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError
+    return operator.index(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _bool_or_never(value: object) -> bool | str:
+    return "never" if value == "never" else _flag(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _strings(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return _non_empty(value)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return tuple(_non_empty(_text(item)) for item in cast("Sequence[object]", value))
+
+
+def _non_empty(value: str) -> str:
+    if not value:
+        raise ValueError
+    return value
+
+
+def _token_ids(value: object) -> int | tuple[int, ...]:
+    if isinstance(value, (list, tuple)):
+        items = cast("Sequence[object]", value)
+        return tuple(_at_least(0)(_integer(item)) for item in items)
+    return _at_least(0)(_integer(value))
+
+
+def _at_least(low: float) -> Callable[[Any], Any]:
+    def check(value: float) -> float:
+        if value < low:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _within(low: float, high: float, *, open_low: bool = False) -> Callable[[float], float]:
+    def check(value: float) -> float:
+        if value > high or value < low or (open_low and value == low):
+            raise ValueError
+        return value
+
+    return check
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError
+        return value
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One parameter: its rule in words and in code.
+
+    Attributes:
+        rule: what the value must be, as the error message says it.
+        convert: returns the normalised value, or raises TypeError or ValueError.
+        doc: one line for the reference table.
+        neutral: values that change nothing; they are never reported as unsupported or inert.
+        aliases: other names for the same parameter.
+    """
+
+    rule: str
+    convert: Callable[[object], Any]
+    doc: str
+    neutral: tuple[object, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    def validated(self, name: str, value: object) -> Any:
+        """The value in its normal form.
+
+        Raises:
+            ParameterError: with the rule and the value.
+        """
+        try:
+            return self.convert(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ParameterError(f"{name} must be {self.rule}, got {value!r}") from None
+
+
+def _spec(rule: str, kind: Callable[[object], Any], check: Callable[[Any], Any] | None, doc: str, **more: Any) -> ParamSpec:
+    convert = kind if check is None else (lambda value: check(kind(value)))
+    return ParamSpec(rule, convert, doc, **more)
+
+
+_POSITIVE = ("an integer >= 1", _integer, _at_least(1))
+_TOKEN_ID = ("a token id, an integer >= 0", _integer, _at_least(0))
+_PENALTY = ("in [-2, 2]", _number, _within(-2, 2))
+
+SPECS: Mapping[str, ParamSpec] = {
+    "max_tokens": _spec(*_POSITIVE, "most new tokens", aliases=("max_new_tokens", "max_completion_tokens")),
+    "max_length": _spec(*_POSITIVE, "most tokens of prompt and new text together"),
+    "temperature": _spec(">= 0", _number, _at_least(0), "spread of the distribution; 0 is greedy", neutral=(1.0,)),
+    "top_k": _spec(
+        "an integer >= 1, or 0 or -1 for no limit",
+        _integer,
+        _at_least(-1),
+        "keep the k likeliest tokens",
+        neutral=(0, -1),
+    ),
+    "top_p": _spec(
+        "in (0, 1]",
+        _number,
+        _within(0, 1, open_low=True),
+        "keep the likeliest tokens that together reach this probability",
+        neutral=(1.0,),
+    ),
+    "min_p": _spec(
+        "in [0, 1]",
+        _number,
+        _within(0, 1),
+        "keep tokens at least this share as likely as the likeliest",
+        neutral=(0.0,),
+    ),
+    "typical_p": _spec(
+        "in (0, 1]",
+        _number,
+        _within(0, 1, open_low=True),
+        "keep the most typical tokens (Meister et al. 2022) that reach this probability",
+        neutral=(1.0,),
+    ),
+    "do_sample": _spec("true or false", _flag, None, "sample, or take the likeliest token", neutral=(False,)),
+    "seed": _spec("an integer in [0, 2**64)", _integer, _within(0, 2**64 - 1), "the key of the random stream"),
+    "num_return_sequences": _spec(*_POSITIVE, "choices per request", neutral=(1,), aliases=("n",)),
+    "num_beams": _spec(*_POSITIVE, "beams of beam search; 1 is none", neutral=(1,), aliases=("beam_width",)),
+    "early_stopping": _spec(
+        'true, false or "never"', _bool_or_never, None, "when beam search ends", neutral=(False,)
+    ),
+    "length_penalty": _spec(
+        "a finite number", _number, None, "exponent of the length that divides a beam's score", neutral=(1.0,)
+    ),
+    "repetition_penalty": _spec(
+        "> 0",
+        _number,
+        _within(0, math.inf, open_low=True),
+        "divides the scores of tokens already in prompt or text (Keskar et al. 2019)",
+        neutral=(1.0,),
+        aliases=("repition_penalty",),
+    ),
+    "frequency_penalty": _spec(
+        *_PENALTY, "subtracted from a token's score once per time it was generated (OpenAI)", neutral=(0.0,)
+    ),
+    "presence_penalty": _spec(
+        *_PENALTY, "subtracted from a token's score if it was generated at all (OpenAI)", neutral=(0.0,)
+    ),
+    "stop_token": _spec(
+        "a non-empty string or a list of them",
+        _strings,
+        None,
+        "text that ends the generation and is left out of it",
+        neutral=((),),
+        aliases=("stop_strings", "stop"),
+    ),
+    "pad_token_id": _spec(*_TOKEN_ID, "the token that fills shorter rows of a batch"),
+    "eos_token_id": _spec(
+        "a token id (an integer >= 0) or a list of them", _token_ids, None, "the tokens that end a text"
+    ),
+    "bos_token_id": _spec(*_TOKEN_ID, "the token that every prompt begins with"),
+    "system_prompt": _spec("a string", _text, None, "what the conversation begins with", neutral=("",)),
+    "role": _spec(
+        '"assistant" or "user"',
+        _text,
+        _one_of("assistant", "user"),
+        "the side of the conversation that the model speaks for",
+        neutral=("assistant",),
+    ),
+}
+
+ALIASES: Mapping[str, str] = {alias: name for name, spec in SPECS.items() for alias in spec.aliases}
+SAMPLING_FILTERS = ("top_k", "top_p", "min_p", "typical_p")
+BEAM_ONLY = ("length_penalty", "early_stopping")
+LIST_VALUED = ("stop_token", "eos_token_id")
+
+
+def canonical_name(name: str) -> str:
+    """The parameter that a name or an alias means.
+
+    Raises:
+        UnknownParameter: with the nearest name.
+    """
+    name_or_alias = ALIASES.get(name, name)
+    if name_or_alias not in SPECS:
+        raise UnknownParameter(name, [*SPECS, *ALIASES])
+    return name_or_alias
+
+
+def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by canonical name, checked; two different values for one parameter are an error."""
+    found: dict[str, tuple[str, Any]] = {}
+    for key, value in values.items():
+        name = canonical_name(key)
+        if value is None:
+            continue
+        value = SPECS[name].validated(key, value)
+        if name in found and found[name][1] != value:
+            other, first = found[name]
+            raise ParameterError(f"{other} and {key} are one parameter, got {first!r} and {value!r}")
+        found[name] = (key, value)
+    return {name: value for name, (_, value) in found.items()}
+
+
+@dataclass(frozen=True, init=False, slots=True)
+class GenerationParams:
+    """What shapes a generation; `None` means "not set here".
+
+    Immutable, hashable and safe to share between threads. Aliases are accepted by the constructor and by `replace`.
+    The meaning and range of each field stand in `SPECS`, and in the reference page made from it.
+
+    Raises:
+        ParameterError: a value breaks its rule, or two aliases got different values.
+        UnknownParameter: a keyword is no parameter.
+    """
+
+    max_tokens: int | None
+    max_length: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    do_sample: bool | None
+    seed: int | None
+    num_return_sequences: int | None
+    num_beams: int | None
+    early_stopping: bool | Literal["never"] | None
+    length_penalty: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    stop_token: str | tuple[str, ...] | None
+    pad_token_id: int | None
+    eos_token_id: int | tuple[int, ...] | None
+    bos_token_id: int | None
+    system_prompt: str | None
+    role: str | None
+
+    def __init__(self, **values: Unpack[ParamValues]) -> None:
+        checked = _canonical(values)
+        for field in fields(self):
+            object.__setattr__(self, field.name, checked.get(field.name))
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """The parameters that are set, as (name, value)."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                yield field.name, value
+
+    def __repr__(self) -> str:
+        return f"GenerationParams({', '.join(f'{name}={value!r}' for name, value in self)})"
+
+    def replace(self, **values: Unpack[ParamValues]) -> GenerationParams:
+        """A copy with these values changed; `None` unsets one."""
+        changed = _canonical(values)
+        cleared = {canonical_name(key): None for key, value in values.items() if value is None}
+        return GenerationParams(**cast("ParamValues", {**dict(self), **cleared, **changed}))
+
+    def over(self, base: GenerationParams) -> GenerationParams:
+        """This layer's values where they are set, the base's elsewhere."""
+        return GenerationParams(**cast("ParamValues", {**dict(base), **dict(self)}))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop_token` as a tuple, empty where none is set."""
+        return (self.stop_token,) if isinstance(self.stop_token, str) else self.stop_token or ()
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple, empty where none is set."""
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id or ()
+
+    @property
+    def n(self) -> int:
+        """Choices per request."""
+        return self.num_return_sequences or 1
+
+    @property
+    def uses_beams(self) -> bool:
+        """Whether beam search is asked for."""
+        return (self.num_beams or 1) > 1
+
+    def effective(self) -> Iterator[str]:
+        """Names of the parameters that are set to something other than their neutral value."""
+        for name, value in self:
+            if value not in SPECS[name].neutral:
+                yield name
+
+
+def resolve(user: GenerationParams, model: GenerationParams) -> GenerationParams:
+    """What a generation runs with: the user's values over the model's own over the library's defaults.
+
+    An explicit `temperature` above 0 or a sampling filter from the user implies sampling unless the user's `do_sample`
+    says no; `temperature=0` is greedy in any case. A length limit from the user replaces the model's, whichever of the
+    two forms it has.
+
+    Args:
+        user: the call's overrides over the instance's values.
+        model: what the model's own generation config sets.
+
+    Raises:
+        ParameterError: the combination is impossible.
+    """
+    if user.max_tokens is not None or user.max_length is not None:
+        model = model.replace(max_tokens=None, max_length=None)
+    merged = user.over(model)
+    if merged.max_tokens is None and merged.max_length is None:
+        merged = merged.replace(max_tokens=DEFAULT_MAX_TOKENS)
+    merged = merged.replace(do_sample=_samples(user, merged))
+    if merged.uses_beams and merged.n > (merged.num_beams or 1):
+        raise ParameterError(f"num_return_sequences must be <= num_beams, got {merged.n} and {merged.num_beams}")
+    return merged
+
+
+def _samples(user: GenerationParams, merged: GenerationParams) -> bool:
+    if merged.temperature == 0:
+        return False
+    if user.do_sample is not None:
+        return user.do_sample
+    if any(name in ("temperature", *SAMPLING_FILTERS) for name, _ in user):
+        return True
+    return bool(merged.do_sample)
+
+
+def inert(user: GenerationParams, resolved: GenerationParams) -> tuple[str, ...]:
+    """Parameters that the user set to something that has no effect in the mode that was chosen.
+
+    Args:
+        user: what the user set, on the call or the instance.
+        resolved: what `resolve` made of it.
+    """
+    idle: list[str] = []
+    if not resolved.do_sample:
+        idle += ["temperature", *SAMPLING_FILTERS] if resolved.temperature != 0 else SAMPLING_FILTERS
+    if not resolved.uses_beams:
+        idle += BEAM_ONLY
+    return tuple(name for name in user.effective() if name in idle)
+
+
+class Param(Generic[T]):
+    """An attribute of a model that reads and writes one field of its `GenerationParams`.
+
+    Setting a bad value raises and leaves the object as it was.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name or ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = canonical_name(self._name or name)
+        self._public = name
+        self.__doc__ = SPECS[self._name].doc
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Param[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: Any, owner: type) -> Param[T] | T:
+        return self if instance is None else getattr(instance.params, self._name)
+
+    def __set__(self, instance: Any, value: T) -> None:
+        instance.params = instance.params.replace(**{self._public: value})

@@ -1,0 +1,248 @@
+"""The values that travel between an application, llmkit and a backend: frozen records, no behaviour beyond checks.
+
+They know neither tokenizers nor models. Text from outside becomes these through `as_messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from llmkit.errors import InvalidRequest, UnsupportedFeature, did_you_mean
+from llmkit.params import GenerationParams
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: who speaks.
+        content: the text.
+        tool_calls: the calls an assistant asks for, as OpenAI shapes them.
+        tool_call_id: the call that a tool's message answers.
+
+    Raises:
+        InvalidRequest: an unknown role, or content that is no string.
+    """
+
+    role: Role
+    content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InvalidRequest(
+                f"role must be one of {', '.join(ROLES)}, got {self.role!r}{did_you_mean(str(self.role), ROLES)}"
+            )
+        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"content must be a string, got {type(self.content).__name__}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """A message from its dictionary form, text blocks joined.
+
+        Raises:
+            InvalidRequest: a key is missing or unknown.
+            UnsupportedFeature: a block is not text.
+        """
+        unknown = sorted(set(data) - {"role", "content", "tool_calls", "tool_call_id"})
+        if unknown or "role" not in data:
+            problem = f"has an unknown key {unknown[0]!r}" if unknown else "has no role"
+            raise InvalidRequest(f"a message {problem}: {dict(data)!r}")
+        tool_calls = tuple(data.get("tool_calls") or ())
+        content = _joined(data.get("content") or ("" if tool_calls else data.get("content")))
+        return cls(data["role"], content, tool_calls, data.get("tool_call_id"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary form, without empty tool fields."""
+        data: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            data["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            data["tool_call_id"] = self.tool_call_id
+        return data
+
+
+def _joined(content: object) -> str:
+    """Plain text, or the text of a list of blocks."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise InvalidRequest(f"content must be a string or a list of text blocks, got {content!r}")
+    return "".join(_block_text(block) for block in cast("Sequence[object]", content))
+
+
+def _block_text(block: object) -> str:
+    kind = cast("Mapping[str, Any]", block).get("type") if isinstance(block, Mapping) else None
+    if kind == "text":
+        text = cast("Mapping[str, Any]", block).get("text")
+        if isinstance(text, str) and text:
+            return text
+        raise InvalidRequest(f"a text block needs a non-empty text, got {block!r}")
+    if isinstance(kind, str) and "image" in kind:
+        raise UnsupportedFeature("image blocks are not supported; llmkit reads text only")
+    raise InvalidRequest(f"a content block must have type 'text', got {block!r}")
+
+
+Conversation: TypeAlias = "str | Message | Sequence[Message | Mapping[str, Any]]"
+
+
+def as_messages(conversation: Conversation) -> tuple[Message, ...]:
+    """Messages from a string (one user message), a message, or a list of messages and dictionaries.
+
+    Raises:
+        InvalidRequest: nothing is there, or an entry is no message.
+    """
+    if isinstance(conversation, str):
+        return (Message("user", conversation),)
+    if isinstance(conversation, Message):
+        return (conversation,)
+    if isinstance(conversation, Mapping) or not isinstance(conversation, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"messages must be a string or a list of messages, got {type(conversation).__name__}")
+    return tuple(_as_message(item) for item in conversation)
+
+
+def _as_message(item: object) -> Message:
+    if isinstance(item, Message):
+        return item
+    if isinstance(item, Mapping):
+        return Message.from_dict(cast("Mapping[str, Any]", item))
+    raise InvalidRequest(f"a message must be a Message or a dictionary with role and content, got {item!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to generate.
+
+    Attributes:
+        prompt: a string, or the messages of a conversation.
+        params: what is set for this request alone; the model fills in the rest.
+        raw: give a string prompt to the model as it is, without its chat template.
+        tools: JSON schemas of functions for the chat template.
+        template_args: further variables for the chat template.
+        fit: drop the oldest turns of a conversation that outgrows the window, instead of refusing it.
+        reproducible: run in reproducible numerics although no seed is set (GPT tasks).
+
+    Raises:
+        InvalidRequest: an empty prompt or no messages.
+    """
+
+    prompt: str | tuple[Message, ...]
+    params: GenerationParams = field(default_factory=GenerationParams)
+    raw: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fit: bool = True
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            what = "the task must be a non-empty string" if isinstance(self.prompt, str) else "messages must not be empty"
+            raise InvalidRequest(f"{what}, got {self.prompt!r}")
+        if not isinstance(self.prompt, (str, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"the task must be a string or messages, got {type(self.prompt).__name__}")
+        if isinstance(self.prompt, tuple) and not any(m.content or m.tool_calls for m in self.prompt):
+            raise InvalidRequest("at least one message must have content")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream: new tokens and text of one choice of one request.
+
+    Attributes:
+        request: index of the request in the call.
+        choice: index of the choice within the request.
+        text: text that became final; it never holds a part of a stop string.
+        token_ids: the generated tokens behind it, EOS included and padding excluded.
+        finish_reason: set on the last chunk of a choice, and only there.
+        prompt_tokens: tokens of the prompt; set on the first chunk of a request, where it is known.
+        padded: the row had padding, so `pad_token_id` took effect.
+    """
+
+    request: int
+    choice: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request; None where the backend does not tell.
+
+    Attributes:
+        prompt_tokens: tokens that the model read.
+        completion_tokens: tokens generated over all choices, EOS included, padding excluded.
+    """
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Both together, or None where one is unknown."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the texts that answer a request.
+
+    Attributes:
+        index: position among the choices, from 0.
+        text: the new text only, neither prompt nor stop string.
+        finish_reason: why it ended.
+        token_ids: the generated tokens, EOS included; empty where the backend does not tell.
+    """
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall times of a request in seconds, measured from the call."""
+
+    elapsed_s: float
+    time_to_first_token_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to a request.
+
+    Attributes:
+        choices: the texts, in order.
+        usage: token counts.
+        timings: wall times.
+        params: every parameter as it was used, the drawn seed included.
+        fingerprint: what the bits depend on; equal fingerprints promise equal bits.
+        dropped_messages: messages left out so that the conversation fits the window.
+        inert: parameters that were set but have no effect in the mode that was used.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+    timings: Timings
+    params: GenerationParams
+    fingerprint: str | None = None
+    dropped_messages: tuple[Message, ...] = ()
+    inert: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
