@@ -1,0 +1,67 @@
+"""The conversation that a model object keeps, and the forms in which callers pass one.
+
+It knows nothing of windows (`context.py`) or templates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, cast
+
+from llmkit.types import Message, Role, as_messages
+
+PastTurns: TypeAlias = "str | Sequence[Message | Mapping[str, object]]"
+
+_SPEAKERS: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "<human>": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "<bot>": "assistant",
+}
+_TURN = re.compile(rf"^({'|'.join(map(re.escape, _SPEAKERS))}):[ \t]*", re.IGNORECASE | re.MULTILINE)
+
+
+def parse_history(history: PastTurns) -> list[Message]:
+    """Messages from a list, or from a transcript with `User:` and `Assistant:` at the beginnings of lines.
+
+    A string without such marks is one user message.
+
+    Raises:
+        InvalidRequest: an entry of the list is no message.
+    """
+    if not isinstance(history, str):
+        return list(as_messages(cast("Sequence[Message | Mapping[str, object]]", history)))
+    if not _TURN.match(history.lstrip()):
+        return [Message("user", history)] if history.strip() else []
+    _, *parts = _TURN.split(history.lstrip())
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [Message(_SPEAKERS[speaker.lower()], text.strip()) for speaker, text in turns]
+
+
+def with_turn(past: Sequence[Message], task: str) -> tuple[Message, ...]:
+    """The past and the new user turn; consecutive user messages become one, since most templates want turns."""
+    if past and past[-1].role == "user":
+        return (*past[:-1], Message("user", f"{past[-1].content}\n{task}"))
+    return (*past, Message("user", task))
+
+
+def seen_from(role: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation as the given side sees it: for `user`, the sides are swapped."""
+    if role != "user":
+        return tuple(messages)
+    other: Mapping[Role, Role] = {"user": "assistant", "assistant": "user"}
+    return tuple(
+        Message(other.get(m.role, m.role), m.content, m.tool_calls, m.tool_call_id) for m in messages
+    )
+
+
+def with_system(system_prompt: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation under a system prompt, unless it has one of its own."""
+    if not system_prompt or any(m.role == "system" for m in messages):
+        return tuple(messages)
+    return (Message("system", system_prompt), *messages)
