@@ -446,3 +446,30 @@ class Param(Generic[T]):
 
     def __set__(self, instance: Any, value: T) -> None:
         instance.params = instance.params.replace(**{self._public: value})
+
+
+def per_task(overrides: Mapping[str, Any], n_tasks: int) -> list[dict[str, Any]]:
+    """Overrides for each task of a batch: a list gives one value a task, anything else goes to all.
+
+    For a parameter whose own value may be a list (`stop_token`, `eos_token_id`), only a list that holds lists or
+    `None` is one value a task. Keywords that are no parameters go to every task as they are.
+
+    Raises:
+        ParameterError: a list has another length than the batch.
+    """
+    rows: list[dict[str, Any]] = [{} for _ in range(n_tasks)]
+    for key, value in overrides.items():
+        values = cast("list[Any]", value) if _is_one_per_task(key, value) else [value] * n_tasks
+        if len(values) != n_tasks:
+            raise ParameterError(f"{key} must have one value a task, got {len(values)} values for {n_tasks} tasks")
+        for row, item in zip(rows, values, strict=True):
+            row[key] = item
+    return rows
+
+
+def _is_one_per_task(key: str, value: object) -> bool:
+    name = ALIASES.get(key, key)
+    if name not in SPECS or not isinstance(value, list):
+        return False
+    items = cast("list[object]", value)
+    return name not in LIST_VALUED or any(item is None or isinstance(item, (list, tuple)) for item in items)

@@ -127,8 +127,10 @@ class Request:
         raw: give a string prompt to the model as it is, without its chat template.
         tools: JSON schemas of functions for the chat template.
         template_args: further variables for the chat template.
-        fit: drop the oldest turns of a conversation that outgrows the window, instead of refusing it.
-        reproducible: run in reproducible numerics although no seed is set (GPT tasks).
+        self_contained: the request says all (a GPT task): the model object's own parameters do not apply, numerics are
+            reproducible, and a conversation that outgrows the window is refused rather than shortened.
+        reproducible: run in reproducible numerics; the model object sets it, for a seed or a self-contained request.
+        prompt_ids: the prompt's tokens, once the model object has encoded it.
 
     Raises:
         InvalidRequest: an empty prompt or no messages.
@@ -139,8 +141,9 @@ class Request:
     raw: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    fit: bool = True
+    self_contained: bool = False
     reproducible: bool = False
+    prompt_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -163,6 +166,7 @@ class Chunk:
         token_ids: the generated tokens behind it, EOS included and padding excluded.
         finish_reason: set on the last chunk of a choice, and only there.
         prompt_tokens: tokens of the prompt; set on the first chunk of a request, where it is known.
+        completion_tokens: tokens of all choices of the request, where the backend reports a total instead of ids.
         padded: the row had padding, so `pad_token_id` took effect.
     """
 
@@ -172,6 +176,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     padded: bool = False
 
 

@@ -1,0 +1,430 @@
+"""BackendLLM: every way of calling a model, from one primitive that yields chunks.
+
+A backend defines `_generate` and declares `capabilities`; parameters, context, folding, async and GPT tasks are done
+here, once for all backends. This module does not know how tokens come to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast, overload
+
+from llmkit.base import BaseLLM, checked_batch, checked_prompt
+from llmkit.capabilities import Capabilities
+from llmkit.chunks import CompletionBuilder
+from llmkit.context import fit_conversation, room_for_new_tokens
+from llmkit.errors import (
+    InertParameterWarning,
+    ParameterError,
+    TaskArgsInvalid,
+    UnsupportedFeature,
+    UnsupportedParameterWarning,
+)
+from llmkit.history import seen_from, with_system
+from llmkit.metrics import GenerationTiming
+from llmkit.noise import draw_seed
+from llmkit.params import GenerationParams, inert, per_task, resolve
+from llmkit.types import Chunk, Completion, Conversation, Message, Request
+from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
+
+_REQUEST_FIELDS = ("raw", "tools", "template_args")
+_SUMMARY_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request with everything settled, and what settling it left out."""
+
+    request: Request
+    dropped: tuple[Message, ...]
+    inert: tuple[str, ...]
+    sets_pad_token: bool
+
+
+class BackendLLM(BaseLLM):
+    """A model behind one primitive.
+
+    Subclasses define `_generate`, set `backend_name` and `capabilities`, and may define the hooks below it. All public
+    methods may be called from many threads and tasks at once if `_generate` may.
+
+    Args:
+        model_name: what to load; its form is the backend's.
+        on_unsupported: `error` refuses a parameter that the backend cannot honour, `warn` leaves it out with a warning.
+        params: the parameters of `BaseLLM`.
+    """
+
+    backend_name: ClassVar[str] = "custom"
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(
+        self, model_name: str | None = None, *, on_unsupported: Literal["error", "warn"] = "error", **params: Any
+    ) -> None:
+        if on_unsupported not in ("error", "warn"):
+            raise ParameterError(f'on_unsupported must be "error" or "warn", got {on_unsupported!r}')
+        super().__init__(model_name, **params)
+        self.on_unsupported = on_unsupported
+        self._warned: set[str] = set()
+        self._supported(self.params)
+
+    # --- what a backend provides ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+        """Chunks of all requests, in any order between them, in order within a choice.
+
+        Requests come with resolved parameters, encoded where `_encode` can. Closing the iterator ends the generation.
+        """
+
+    async def _agenerate(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
+        """`_generate` for an event loop; a backend that is async by nature overrides it."""
+        async for chunk in _in_thread(self._generate(requests)):
+            yield chunk
+
+    def _model_params(self) -> GenerationParams:
+        """What the model's own generation config sets."""
+        return GenerationParams()
+
+    def _encode(self, request: Request) -> Sequence[int] | None:
+        """The prompt as the model will read it; None where the backend cannot tell."""
+        return None
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and new text may have together; None where it is unknown or unlimited."""
+        return None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What the bits depend on; None where nothing is promised."""
+        return None
+
+    def _release(self) -> None:
+        """Free the model; called once."""
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def run(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
+        """The new text only. Overrides hold for this call: any parameter, and `raw`, `tools`, `template_args`."""
+        _refuse_positional(args)
+        return self.complete(cast("str", task), **overrides).text
+
+    def complete(self, task: Conversation, **overrides: Any) -> Completion:
+        """The answer to a string or to messages, with usage, timings and the parameters as they were used."""
+        return self.complete_batch([_request(task, overrides)])[0]
+
+    def stream(self, task: Conversation, **overrides: Any) -> Iterator[str]:
+        """Pieces of text as they become final; joined they equal `run`'s text. Closing it ends the generation."""
+        call = self._begin_stream(_request(task, overrides))
+        return (chunk.text for chunk in self._folding(call) if chunk.text)
+
+    def batch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
+        """Texts for all tasks, in their order; a list as an override gives one value a task."""
+        _refuse_positional(args)
+        return [completion.text for completion in self.complete_batch(_requests(tasks, overrides))]
+
+    def complete_batch(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions for all requests, in their order; each has its own parameters."""
+        call = self._begin(requests)
+        for _ in self._folding(call):
+            pass
+        return call.completions()
+
+    async def arun(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
+        """`run` without blocking the event loop; cancelling it ends the generation."""
+        _refuse_positional(args)
+        return (await self.acomplete(cast("str", task), **overrides)).text
+
+    async def acomplete(self, task: Conversation, **overrides: Any) -> Completion:
+        """`complete` without blocking the event loop."""
+        return (await self.acomplete_batch([_request(task, overrides)]))[0]
+
+    async def astream(self, task: Conversation, **overrides: Any) -> AsyncIterator[str]:
+        """`stream` without blocking the event loop."""
+        call = self._begin_stream(_request(task, overrides))
+        async for chunk in self._afolding(call):
+            if chunk.text:
+                yield chunk.text
+
+    async def abatch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
+        """`batch_run` without blocking the event loop."""
+        _refuse_positional(args)
+        return [completion.text for completion in await self.acomplete_batch(_requests(tasks, overrides))]
+
+    async def acomplete_batch(self, requests: Sequence[Request]) -> list[Completion]:
+        """`complete_batch` without blocking the event loop."""
+        call = self._begin(requests)
+        async for _ in self._afolding(call):
+            pass
+        return call.completions()
+
+    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+        return self.complete(messages, **overrides).text
+
+    def _run_prompts(self, prompts: list[str]) -> list[str]:
+        return self.batch_run(prompts, raw=True)
+
+    def _passage_tokens(self) -> int:
+        if self.context_length is None:
+            return super()._passage_tokens()
+        n_new = min(self.max_tokens or _SUMMARY_TOKENS, self.context_length // 2)
+        return max(1, (self.context_length - n_new) * 3 // 4)
+
+    # --- GPT tasks --------------------------------------------------------------------------------------------------
+
+    @overload
+    def execute(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTaskResponse: ...
+    @overload
+    def execute(
+        self, task: GPTTask | Mapping[str, Any] | str, *, stream: Literal[True]
+    ) -> Iterator[GPTTaskStreamChunk]: ...
+    def execute(
+        self, task: GPTTask | Mapping[str, Any] | str, *, stream: bool = False
+    ) -> GPTTaskResponse | Iterator[GPTTaskStreamChunk]:
+        """Run a GPT task on this model: a `GPTTask`, its dictionary, or its JSON.
+
+        The task is self-contained: this object's own parameters do not apply.
+
+        Raises:
+            TaskArgsInvalid: it is malformed, or asks for another model than this one.
+        """
+        task = self._own_task(task)
+        call = self._begin([task.to_request()])
+        if stream:
+            return self._task_stream(task, call)
+        for _ in self._folding(call):
+            pass
+        return GPTTaskResponse.of(task.model, call.completions()[0])
+
+    async def aexecute(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTaskResponse:
+        """`execute` without blocking the event loop."""
+        task = self._own_task(task)
+        completions = await self.acomplete_batch([task.to_request()])
+        return GPTTaskResponse.of(task.model, completions[0])
+
+    def _task_stream(self, task: GPTTask, call: _Call) -> Iterator[GPTTaskStreamChunk]:
+        for chunk in self._folding(call):
+            if chunk.text or chunk.finish_reason:
+                yield GPTTaskStreamChunk.of(task.model, chunk, call.builders[0].usage)
+
+    def _own_task(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTask:
+        parsed = GPTTask.parse(task)
+        problem = self._task_mismatch(parsed)
+        if problem:
+            raise TaskArgsInvalid(f"{problem}; llmkit.run_task loads what a task names")
+        return parsed
+
+    def _task_mismatch(self, task: GPTTask) -> str | None:
+        """What the task asks of its model that this object is not; None where it fits."""
+        if task.model != self.model_name:
+            return f"model: the task asks for {task.model!r}, this is {self.model_name!r}"
+        return None
+
+    # --- preparing and folding --------------------------------------------------------------------------------------
+
+    def _begin(self, requests: Sequence[Request]) -> _Call:
+        self._check_open()
+        prepared = [self._prepare(request) for request in requests]
+        builders = [CompletionBuilder(p.request.params.n, p.request.prompt_ids is not None) for p in prepared]
+        return _Call(self, prepared, builders)
+
+    def _begin_stream(self, request: Request) -> _Call:
+        call = self._begin([request])
+        if call.builders[0].n_choices != 1:
+            raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {call.builders[0].n_choices}")
+        return call
+
+    def _folding(self, call: _Call) -> Iterator[Chunk]:
+        """The chunks of a call, each folded into its completion as it passes."""
+        chunks = self._generate(call.requests) if call.requests else iter(())
+        for chunk in chunks:
+            call.builders[chunk.request].add(chunk)
+            yield chunk
+        self._finish(call)
+
+    async def _afolding(self, call: _Call) -> AsyncIterator[Chunk]:
+        if call.requests:
+            async for chunk in self._agenerate(call.requests):
+                call.builders[chunk.request].add(chunk)
+                yield chunk
+        self._finish(call)
+
+    def _finish(self, call: _Call) -> None:
+        if not call.requests:
+            return
+        timings, usages = [b.timings for b in call.builders], [b.usage for b in call.builders]
+        first_s = [t.time_to_first_token_s for t in timings if t.time_to_first_token_s is not None]
+        self._record(
+            GenerationTiming(
+                elapsed_s=max(t.elapsed_s for t in timings),
+                time_to_first_token_s=min(first_s, default=None),
+                prompt_tokens=sum(u.prompt_tokens or 0 for u in usages),
+                completion_tokens=sum(u.completion_tokens or 0 for u in usages),
+            )
+        )
+
+    def _prepare(self, request: Request) -> _Prepared:
+        """Settle the parameters, the conversation and the prompt's tokens; all refusals happen here."""
+        user = request.params if request.self_contained else request.params.over(self.params)
+        user = self._supported(user)
+        params = resolve(user, self._model_params())
+        if params.do_sample and params.seed is None:
+            params = params.replace(seed=draw_seed())
+        if request.tools and not self.capabilities.tools:
+            raise UnsupportedFeature(f"the {self.backend_name} backend cannot pass tools to the model")
+        reproducible = request.self_contained or user.seed is not None
+        request = replace(request, prompt=_as_seen(request, params), params=params, reproducible=reproducible)
+        request, dropped = self._fitted(request)
+        idle = inert(user, params) + _inert_in_prompt(user, request)
+        self._warn_once(InertParameterWarning, idle, "has no effect in this mode")
+        return _Prepared(request, dropped, idle, user.pad_token_id is not None)
+
+    def _fitted(self, request: Request) -> tuple[Request, tuple[Message, ...]]:
+        """The request with its tokens and its room for new ones; the oldest turns are dropped where it must be."""
+        ids = self._encode(request)
+        if ids is None:
+            return request, ()
+        params, dropped = request.params, ()
+        limit = min((n for n in (params.max_length, self.context_length) if n is not None), default=None)
+        wanted = len(ids) + (params.max_tokens or 1)
+        if limit is not None and wanted > limit and isinstance(request.prompt, tuple) and not request.self_contained:
+            fitted = fit_conversation(request.prompt, lambda m: self._n_tokens(request, m), limit - wanted + len(ids))
+            request, dropped = replace(request, prompt=fitted.messages), fitted.dropped
+            ids = self._encode(request) if dropped else ids
+        ids = tuple(ids or ())
+        room = room_for_new_tokens(
+            len(ids), max_tokens=params.max_tokens, max_length=params.max_length, context_length=self.context_length
+        )
+        params = params.replace(max_tokens=room, max_length=None)
+        return replace(request, prompt_ids=ids, params=params), dropped
+
+    def _n_tokens(self, request: Request, messages: tuple[Message, ...]) -> int:
+        return len(self._encode(replace(request, prompt=messages)) or ())
+
+    def _supported(self, params: GenerationParams) -> GenerationParams:
+        """The parameters, if the backend honours all of them or the caller allows leaving some out."""
+        if self.on_unsupported == "error":
+            self.capabilities.check(params, self.backend_name)
+            return params
+        left_out = self.capabilities.unsupported(params)
+        self._warn_once(UnsupportedParameterWarning, left_out, f"is left out by the {self.backend_name} backend")
+        return params.replace(**dict.fromkeys(left_out))
+
+    def _warn_once(self, category: type[Warning], names: Sequence[str], what: str) -> None:
+        for name in names:
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"{name} {what}", category, stacklevel=5)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free model, caches and device memory; safe to call twice. Later calls raise `ModelClosed`."""
+        if not self._closed:
+            super().close()
+            self._release()
+
+    detach = close
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call of a public method is about: its requests and the completions that grow from their chunks."""
+
+    llm: BackendLLM
+    prepared: list[_Prepared]
+    builders: list[CompletionBuilder]
+
+    @property
+    def requests(self) -> list[Request]:
+        return [prepared.request for prepared in self.prepared]
+
+    def completions(self) -> list[Completion]:
+        return [self._completion(p, b) for p, b in zip(self.prepared, self.builders, strict=True)]
+
+    def _completion(self, prepared: _Prepared, builder: CompletionBuilder) -> Completion:
+        request, idle = prepared.request, prepared.inert
+        if prepared.sets_pad_token and not builder.padded:
+            idle = (*idle, "pad_token_id")
+        return Completion(
+            choices=builder.choices(),
+            usage=builder.usage,
+            timings=builder.timings,
+            params=request.params,
+            fingerprint=self.llm.fingerprint if request.reproducible else None,
+            dropped_messages=prepared.dropped,
+            inert=idle,
+        )
+
+
+def _request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request:
+    """A request from what a caller passes.
+
+    Raises:
+        InvalidRequest: an empty task.
+        UnknownParameter: an override that is neither a parameter nor a field of a request.
+    """
+    shape = {name: overrides[name] for name in _REQUEST_FIELDS if overrides.get(name) is not None}
+    if "tools" in shape:
+        shape["tools"] = tuple(shape["tools"])
+    values = {name: value for name, value in overrides.items() if name not in _REQUEST_FIELDS}
+    return Request(checked_prompt(task or ""), GenerationParams(**values), **shape)
+
+
+def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:
+    rows = per_task(overrides, len(checked_batch(tasks)))
+    return [_request(task, row) for task, row in zip(tasks, rows, strict=True)]
+
+
+def _as_seen(request: Request, params: GenerationParams) -> str | tuple[Message, ...]:
+    """The prompt as the model is to see it: under the system prompt, and from the side that it speaks for."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        if request.raw or not params.system_prompt:
+            return prompt
+        prompt = (Message("user", prompt),)
+        return with_system(params.system_prompt, prompt)
+    return with_system(params.system_prompt, seen_from(params.role, prompt))
+
+
+def _inert_in_prompt(user: GenerationParams, request: Request) -> tuple[str, ...]:
+    idle = ("system_prompt", "role") if request.raw else ("role",)
+    if isinstance(request.prompt, tuple) and not request.raw:
+        return ()
+    return tuple(name for name in user.effective() if name in idle)
+
+
+def _refuse_positional(args: tuple[Any, ...]) -> None:
+    if args:
+        raise TypeError(f"only the task is positional, got {args!r} besides; name the parameters")
+
+
+async def _in_thread(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
+    """An iterator drained by a thread of its own; leaving early closes it at its next chunk."""
+    loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[Chunk | None](), threading.Event()
+
+    def hand_over(item: Chunk | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def drain() -> None:
+        try:
+            for chunk in chunks:
+                if left.is_set():
+                    break
+                hand_over(chunk)
+        finally:
+            cast("Any", chunks).close()
+            hand_over(None)
+
+    drained = loop.run_in_executor(None, drain)
+    try:
+        while (chunk := await queue.get()) is not None:
+            yield chunk
+        await drained
+    finally:
+        left.set()

@@ -1,0 +1,435 @@
+"""BaseLLM: the contract that every model fulfils, whatever produces the text.
+
+A subclass that defines only `run` gets everything else here. This class knows no tokenizer and no tensors; backends
+derive from `BackendLLM`, which knows requests and chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from llmkit import checkpoint
+from llmkit.errors import CheckpointError, InvalidRequest, ModelClosed, UnsupportedFeature
+from llmkit.events import EventLog
+from llmkit.history import PastTurns, parse_history
+from llmkit.metrics import GenerationTiming, Metrics, MetricsSnapshot
+from llmkit.params import GenerationParams, Param, per_task
+from llmkit.prompts import get_style
+from llmkit.resources import DeviceMemory, ResourceMonitor, ResourceUsage
+from llmkit.setters import ParameterSetters
+from llmkit.summarize import summarize
+from llmkit.types import Choice, Completion, Conversation, Message, Request, Timings, Usage, as_messages
+
+CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5}
+"""What `toggle_creative_mode(True)` sets."""
+
+_PASSAGE_TOKENS = 1000
+_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
+
+
+class BaseLLM(ParameterSetters, ABC):
+    """One class for any language model; only `run` is abstract.
+
+    Every parameter is a keyword argument and an attribute of the same name; `None` means "not set here". Setting one
+    to a bad value raises `ParameterError` and changes nothing. Further names (`min_p`, `max_new_tokens`, ...) are
+    accepted too; an unknown one raises `TypeError` with the nearest name.
+
+    One object may be used from many threads if the subclass's `run` may; `chat` calls take turns.
+
+    Attributes:
+        history: the conversation so far, as messages.
+        params: all generation parameters as one frozen value.
+    """
+
+    system_prompt = Param[str | None]()
+    beam_width = Param[int | None]()
+    num_return_sequences = Param[int | None]()
+    repition_penalty = Param[float | None]()
+    repetition_penalty = Param[float | None]()
+    pad_token_id = Param[int | None]()
+    eos_token_id = Param[int | Sequence[int] | None]()
+    bos_token_id = Param[int | None]()
+    min_p = Param[float | None]()
+    typical_p = Param[float | None]()
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        system_prompt: str | None = None,
+        beam_width: int | None = None,
+        num_return_sequences: int | None = None,
+        seed: int | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        stop_token: str | Sequence[str] | None = None,
+        length_penalty: float | None = None,
+        role: str | None = None,
+        max_length: int | None = None,
+        do_sample: bool | None = None,
+        early_stopping: bool | None = None,
+        num_beams: int | None = None,
+        repition_penalty: float | None = None,
+        pad_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        bos_token_id: int | None = None,
+        device: str | None = None,
+        **more: Any,
+    ) -> None:
+        named = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
+        self.params = GenerationParams(**named, **more)
+        self._model_name = model_name
+        self._device = device
+        self.history: list[Message] = []
+        self._chat_turn = threading.Lock()
+        self._metrics = Metrics()
+        self._events = EventLog()
+        self._resources = ResourceMonitor()
+        self._before_creative: dict[str, Any] | None = None
+        self._closed = False
+        self._running = _RunningCall()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        run = cls.__dict__.get("run")
+        if run is not None and not getattr(run, "__isabstractmethod__", False):
+            cls.run = _timed(run)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if "run" in cls.__abstractmethods__:
+            raise TypeError(
+                f"{cls.__name__} is abstract: define run(), or get a ready model with llmkit.load(model_name, ...)"
+            )
+        return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        shown = "".join(f", {name}={value!r}" for name, value in self.params)
+        return f"{type(self).__name__}({self.model_name!r}{shown})"
+
+    @property
+    def model_name(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The model's name; setting it on a loaded model replaces the model."""
+        return self._model_name
+
+    @model_name.setter
+    def model_name(self, value: str | None) -> None:
+        self._rebind(value, self._device)
+        self._model_name = value
+
+    @property
+    def device(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the model runs; setting it on a loaded model moves the model."""
+        return self._device
+
+    @device.setter
+    def device(self, value: str | None) -> None:
+        self._rebind(self._model_name, value)
+        self._device = value
+
+    def _rebind(self, model_name: str | None, device: str | None) -> None:
+        """Load or move the model before the attributes change; an error leaves both as they were."""
+
+    # --- generating -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def run(self, task: str | None = None, *args: Any, **kwargs: Any) -> str:
+        """Generate the text that answers a task: the new text only."""
+
+    def __call__(self, task: str | None = None, *args: Any, **kwargs: Any) -> str:
+        """The same as `run`."""
+        return self.run(task, *args, **kwargs)
+
+    async def arun(self, task: str | None = None, *args: Any, **kwargs: Any) -> str:
+        """`run` in a thread of its own; the event loop stays free."""
+        return await asyncio.to_thread(self.run, task, *args, **kwargs)
+
+    def batch_run(self, tasks: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+        """Texts for all tasks, in their order.
+
+        A parameter may be a list with one value a task: `seed=[1, 2, 3]`.
+        """
+        rows = per_task(kwargs, len(checked_batch(tasks)))
+        return [self.run(task, *args, **row) for task, row in zip(tasks, rows, strict=True)]
+
+    async def abatch_run(self, tasks: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+        """`batch_run` with concurrent `arun` calls."""
+        rows = per_task(kwargs, len(checked_batch(tasks)))
+        calls = (self.arun(task, *args, **row) for task, row in zip(tasks, rows, strict=True))
+        return list(await asyncio.gather(*calls))
+
+    def complete(self, task: Conversation, **overrides: Any) -> Completion:
+        """The answer with all that is known about it; token counts are None where the model does not tell."""
+        started = time.perf_counter()
+        text = self.run(joined(checked_prompt(task)), **overrides)
+        timings = Timings(time.perf_counter() - started, None)
+        return Completion((Choice(0, text, "stop"),), Usage(None, None), timings, self.params)
+
+    def stream(self, task: Conversation, **overrides: Any) -> Iterator[str]:
+        """Pieces of text as they become final; joined they are what `run` returns."""
+        yield self.complete(task, **overrides).text
+
+    async def astream(self, task: Conversation, **overrides: Any) -> AsyncIterator[str]:
+        """`stream` without blocking the event loop."""
+        yield await self.arun(joined(checked_prompt(task)), **overrides)
+
+    def chat(self, task: str, history: PastTurns = "", **overrides: Any) -> str:
+        """Answer one turn of a conversation.
+
+        Without a history the object's own is used, and grows by both sides once the answer is there. A history that is
+        passed, as messages or as a transcript, is used instead and nothing is kept. Concurrent calls take turns.
+        """
+        if history:
+            return self._answer((*parse_history(history), Message("user", task)), overrides)
+        speaker, answerer = ("assistant", "user") if self._role(overrides) == "user" else ("user", "assistant")
+        with self._chat_turn:
+            turn = Message(speaker, checked_prompt(task))
+            answer = self._answer((*self.history, turn), overrides)
+            self.history = [*self.history, turn, Message(answerer, answer)]
+        return answer
+
+    def _role(self, overrides: Mapping[str, Any]) -> str | None:
+        return GenerationParams(role=overrides.get("role")).role or self.role
+
+    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+        """The next message of a conversation; without a template, the contents joined by newlines are the task."""
+        return self.run(joined(messages), **overrides)
+
+    def clear_history(self) -> None:
+        """Forget the conversation."""
+        self.history = []
+
+    def generate_summary(self, text: str) -> str:
+        """A summary of a text of any length: passages are summarised, then their summaries, until one is left."""
+        return summarize(
+            text,
+            run=self._run_prompts,
+            count_tokens=self._num_tokens,
+            max_passage_tokens=self._passage_tokens(),
+            render=lambda passage: get_style("summarize").render(input=passage),
+        )
+
+    def _run_prompts(self, prompts: list[str]) -> list[str]:
+        """Continuations of ready prompts."""
+        return self.batch_run(prompts)
+
+    def _passage_tokens(self) -> int:
+        return _PASSAGE_TOKENS
+
+    # --- figures ----------------------------------------------------------------------------------------------------
+
+    def _num_tokens(self, text: str) -> int:
+        """Tokens of a text; here words and punctuation signs, in a backend the model's own tokens."""
+        return len(_WORD_OR_SIGN.findall(text))
+
+    def _tokens_per_second(self) -> float:
+        """Generated tokens per second of the last call; 0.0 before any."""
+        return self._metrics.tokens_per_second()
+
+    def _time_for_generation(self, task: str) -> float:
+        """Run a task and return the seconds that it took."""
+        self.run(task)
+        return self.get_generation_time()
+
+    def get_generation_time(self) -> float:
+        """Seconds that the last call took; 0.0 before any."""
+        return self._metrics.last.elapsed_s if self._metrics.last else 0.0
+
+    def metrics(self) -> MetricsSnapshot:
+        """Figures over all calls so far; prints as a small table."""
+        return self._metrics.snapshot()
+
+    def time_to_first_token(self, prompt: str | None = None) -> float | None:
+        """Seconds to the first token, of a prompt that is run now or of the last call; None where it is unknown."""
+        if prompt is not None:
+            self.run(prompt)
+        return self._metrics.time_to_first_token()
+
+    def generation_latency(self, prompt: str | None = None) -> float:
+        """Seconds a call takes: of a prompt that is run now, or the mean over all calls."""
+        return self._metrics.generation_latency() if prompt is None else self._time_for_generation(prompt)
+
+    def throughput(self, prompts: Sequence[str] | None = None) -> float:
+        """Generated tokens per second: of prompts that are run now as a batch, or over all calls."""
+        if prompts is None:
+            return self._metrics.throughput()
+        started, before = time.perf_counter(), self._metrics.total_completion_tokens
+        self.batch_run(prompts)
+        return (self._metrics.total_completion_tokens - before) / (time.perf_counter() - started)
+
+    def track_resource_utilization(self) -> ResourceUsage:
+        """Memory, processor and device use right now; prints as a table."""
+        return self._resources.measure(devices=self._device_memory(), extra=self._resource_details())
+
+    def _device_memory(self) -> tuple[DeviceMemory, ...]:
+        return ()
+
+    def _resource_details(self) -> Mapping[str, str | int | float]:
+        return {}
+
+    # --- log, checkpoints, modes ------------------------------------------------------------------------------------
+
+    def enable_logging(self, log_file: str = "model.log") -> None:
+        """Write this object's events to a file of its own, with rotation."""
+        self._events.enable(log_file)
+
+    def log_event(self, message: str) -> None:
+        """Add a line to this object's log."""
+        self._events.log(message)
+
+    def save_checkpoint(self, checkpoint_dir: str | Path = "checkpoints", *, include_weights: bool = False) -> Path:
+        """Save parameters, history and metrics, and the weights on request; returns the file.
+
+        The write is atomic: whatever interrupts it, the previous checkpoint stays whole.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            UnsupportedFeature: weights are asked for and there are none.
+        """
+        self._check_open()
+        write_weights = self._save_weights if include_weights else None
+        return checkpoint.save(checkpoint_dir, self._state(), write_weights=write_weights)
+
+    def load_checkpoint(self, checkpoint_path: str | Path) -> None:
+        """Restore what `save_checkpoint` saved, from its file or folder.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another program; nothing was changed.
+        """
+        self._check_open()
+        loaded = checkpoint.load(checkpoint_path)
+        params, history, metrics = _parsed_state(loaded.state)
+        if loaded.weights is not None:
+            self._load_weights(loaded.weights)
+        elif loaded.state.get("model_name") != self.model_name:
+            self.model_name = loaded.state.get("model_name")
+        self.params, self.history, self._metrics = params, history, metrics
+        self._before_creative = loaded.state.get("before_creative")
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model_name": self.model_name,
+            "params": dict(self.params),
+            "history": [message.to_dict() for message in self.history],
+            "metrics": self._metrics.to_state(),
+            "before_creative": self._before_creative,
+        }
+
+    def _save_weights(self, folder: Path) -> None:
+        raise UnsupportedFeature(f"{type(self).__name__} has no weights to save")
+
+    def _load_weights(self, folder: Path) -> None:
+        raise UnsupportedFeature(f"{type(self).__name__} cannot load weights")
+
+    def toggle_creative_mode(self, enable: bool) -> None:
+        """Swap the `CREATIVE` preset in, or restore what stood before."""
+        if enable and self._before_creative is None:
+            self._before_creative = {name: getattr(self.params, name) for name in CREATIVE}
+            self.params = self.params.replace(**CREATIVE)
+        elif not enable and self._before_creative is not None:
+            self.params = self.params.replace(**self._before_creative)
+            self._before_creative = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free everything the model holds; safe to call twice. Later calls raise `ModelClosed`."""
+        self._closed = True
+        self._events.disable()
+
+    detach = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelClosed(self.model_name)
+
+    def _record(self, timing: GenerationTiming) -> None:
+        self._running.recorded = True
+        self._metrics.record(timing)
+
+
+_NOT_PARAMETERS = {"self", "model_name", "device", "more", "__class__"}
+
+
+class _RunningCall(threading.local):
+    """Whether this thread is inside `run`, and whether its figures were recorded."""
+
+    active = False
+    recorded = False
+
+
+def _timed(run: Callable[..., str]) -> Callable[..., str]:
+    """`run` with its time recorded once per outermost call, unless it recorded its own figures."""
+
+    @functools.wraps(run)
+    def timed_run(self: BaseLLM, task: str | None = None, *args: Any, **kwargs: Any) -> str:
+        self._check_open()
+        running = self._running
+        if running.active:
+            return run(self, task, *args, **kwargs)
+        running.active, running.recorded = True, False
+        started = time.perf_counter()
+        try:
+            text = run(self, task, *args, **kwargs)
+        finally:
+            running.active = False
+        if not running.recorded:
+            elapsed_s = time.perf_counter() - started
+            self._record(GenerationTiming(elapsed_s, None, self._num_tokens(task or ""), self._num_tokens(text)))
+        return text
+
+    return timed_run
+
+
+def checked_batch(tasks: Sequence[str]) -> Sequence[str]:
+    """The tasks, if they are a list.
+
+    Raises:
+        InvalidRequest: a string or something else was passed.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"tasks must be a list, got {type(tasks).__name__}")
+    return tasks
+
+
+def checked_prompt(task: Any) -> Any:
+    """The task in the form a request takes it: a non-empty string or messages.
+
+    Raises:
+        InvalidRequest: it is empty, or neither of the two.
+    """
+    return Request(task if isinstance(task, str) else as_messages(task)).prompt
+
+
+def joined(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as one string: the contents of its messages, a line each."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+
+
+def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:
+    """Everything in a checkpoint's state, checked before any of it is used."""
+    metrics = Metrics()
+    try:
+        metrics.restore(state["metrics"])
+        history = [Message.from_dict(message) for message in state["history"]]
+        return GenerationParams(**state["params"]), history, metrics
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's state is not one of a model: {error}") from error
+
+
