@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -130,9 +131,14 @@ def test_concurrent_records_are_all_counted() -> None:
             metrics.record(TIMING)
 
     threads = [threading.Thread(target=record_many) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # otherwise threads rarely meet inside one record
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch_interval_s)
     assert metrics.n_generations == 16_000
     assert metrics.total_completion_tokens == 8 * 16_000

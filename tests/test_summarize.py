@@ -48,6 +48,14 @@ def test_the_bound_holds_for_a_counter_that_is_not_monotone(text: str, limit: in
     assert all(count(passage) <= limit for passage in passages)
 
 
+def test_a_natural_end_is_passed_over_where_the_shorter_text_has_more_tokens() -> None:
+    def count(piece: str) -> int:
+        return 100 if piece.endswith(".") else count_words(piece)
+
+    passages = split_passages("a b c d. e f g h", count_tokens=count, max_passage_tokens=6)
+    assert passages == ["a b c d. e f", "g h"]
+
+
 def test_a_text_that_fits_is_one_passage() -> None:
     text = "One. Two.\n\nThree."
     assert split_passages(text, count_tokens=count_words, max_passage_tokens=3) == [text]
