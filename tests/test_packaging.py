@@ -59,7 +59,7 @@ def test_wheel_declares_command_and_backends(wheel: zipfile.ZipFile) -> None:
     (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
     entry_points = wheel.read(name).decode()
     assert "llmkit = llmkit.cli.main:main" in entry_points
-    assert "[llmkit.backends]\ntransformers = llmkit_transformers:backend" in entry_points
+    assert "[llmkit.backends]\ntransformers = llmkit_transformers:TransformersLLM" in entry_points
 
 
 def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) -> None:
