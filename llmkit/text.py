@@ -7,6 +7,7 @@ plain call returns. They know no tokenizer: decoding is a function that the back
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 4  # bytes of a UTF-8 character; a byte-level token holds at least one of them
@@ -100,3 +101,55 @@ class StopMatcher:
             if any(len(stop) > n and stop.startswith(text[-n:]) for stop in self._stops):
                 return n
         return 0
+
+
+class OutputText:
+    """The text of one choice while its tokens arrive, and the reason why it ends.
+
+    Every route feeds its tokens here, so they all count, match and finish alike. Not thread-safe.
+
+    Args:
+        decode: token ids to text, special tokens left out.
+        stops: stop strings.
+        eos_ids: tokens that end the text; they count as generated and have no text.
+        max_tokens: tokens after which the text ends, or None.
+
+    Attributes:
+        token_ids: all tokens fed so far, the EOS included.
+        finish_reason: `stop` or `length` once the text has ended.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        stops: Sequence[str] = (),
+        eos_ids: Sequence[int] = (),
+        max_tokens: int | None = None,
+    ) -> None:
+        self._detokenizer = Detokenizer(decode)
+        self._matcher = StopMatcher(stops)
+        self._eos_ids = frozenset(eos_ids)
+        self._max_tokens = max_tokens
+        self.token_ids: list[int] = []
+        self.finish_reason: Literal["stop", "length"] | None = None
+
+    def feed(self, token_id: int) -> str:
+        """The text that became final with this token; sets `finish_reason` where it is the last one."""
+        self.token_ids.append(token_id)
+        if token_id in self._eos_ids:
+            return self.end("stop")
+        piece = self._matcher.feed(self._detokenizer.feed(token_id))
+        if self._matcher.matched is not None:
+            self.finish_reason = "stop"
+        elif self._max_tokens is not None and len(self.token_ids) >= self._max_tokens:
+            piece += self.end("length")
+        return piece
+
+    def end(self, reason: Literal["stop", "length"]) -> str:
+        """End the text here, and return what was held back; a stop string in it still counts."""
+        rest = self._matcher.feed(self._detokenizer.flush())
+        if self._matcher.matched is not None:
+            reason = "stop"
+        self.finish_reason = reason
+        return rest + self._matcher.flush()

@@ -1,0 +1,112 @@
+"""From a request's prompt to token ids: chat template or join, special tokens, and back to text.
+
+It knows a tokenizer and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from llmkit.errors import InvalidRequest, UnsupportedFeature
+from llmkit.types import Message, Request
+
+_RESERVED = ("messages", "tools", "add_generation_prompt", "tokenize", "conversation", "chat_template", "return_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoder:
+    """Encodes prompts for one tokenizer.
+
+    Safe to use from many threads: a fast tokenizer's encoding is, and nothing here changes it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's token ids.
+
+        Raises:
+            InvalidRequest: the prompt has no tokens, or the template refuses it.
+            UnsupportedFeature: tools or template arguments without a template.
+        """
+        ids = self._templated(request) if self.uses_template(request) else self._plain(request)
+        ids = _with_bos(ids, request.params.bos_token_id, self.tokenizer.bos_token_id)
+        if not ids:
+            raise InvalidRequest(f"the prompt has no tokens: {request.prompt!r}")
+        return ids
+
+    def uses_template(self, request: Request) -> bool:
+        """Whether this request goes through the chat template."""
+        return self.has_template and not (request.raw and isinstance(request.prompt, str))
+
+    def _plain(self, request: Request) -> list[int]:
+        if request.tools or request.template_args:
+            raise UnsupportedFeature("tools and template_args need a chat template, and none is used here")
+        prompt = request.prompt
+        text = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+        return self.tokenizer(text)["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def _templated(self, request: Request) -> list[int]:
+        prompt = (Message("user", request.prompt),) if isinstance(request.prompt, str) else request.prompt
+        clash = sorted(set(request.template_args) & set(_RESERVED))
+        if clash:
+            raise InvalidRequest(f"template_args must not set {clash[0]!r}; llmkit sets it")
+        try:
+            text = self._render(prompt, request)
+        except TemplateError as error:
+            text = self._render_without_system(prompt, request, error)
+        # The template writes the special tokens itself; the tokenizer must not add a second BOS.
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def _render(self, messages: Sequence[Message], request: Request) -> str:
+        render: Any = self.tokenizer.apply_chat_template
+        return render(
+            [message.to_dict() for message in messages],
+            tools=[dict(tool) for tool in request.tools] or None,
+            add_generation_prompt=True,
+            tokenize=False,
+            **request.template_args,
+        )
+
+    def _render_without_system(self, messages: Sequence[Message], request: Request, refusal: TemplateError) -> str:
+        """For a template that refuses system messages: their text opens the first user turn."""
+        folded = fold_system(messages)
+        try:
+            return self._render(folded if folded != tuple(messages) else messages, request)
+        except TemplateError:
+            raise InvalidRequest(f"the model's chat template refuses this conversation: {refusal}") from refusal
+
+    def decoder(self) -> Callable[[Sequence[int]], str]:
+        """A function from token ids to text, special tokens left out."""
+        decode: Any = self.tokenizer.decode
+        return lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with its system messages put before the first user message's text."""
+    system = [message.content for message in messages if message.role == "system"]
+    rest = [message for message in messages if message.role != "system"]
+    if not system:
+        return tuple(messages)
+    at = next((index for index, message in enumerate(rest) if message.role == "user"), None)
+    if at is None:
+        return (Message("user", "\n\n".join(system)), *rest)
+    opened = Message("user", "\n\n".join([*system, rest[at].content]))
+    return (*rest[:at], opened, *rest[at + 1 :])
+
+
+def _with_bos(ids: list[int], wanted: int | None, own: int | None) -> list[int]:
+    """The prompt beginning with the wanted token, in place of the tokenizer's own where that stands first."""
+    if wanted is None or ids[:1] == [wanted]:
+        return ids
+    return [wanted, *(ids[1:] if own is not None and ids[:1] == [own] else ids)]

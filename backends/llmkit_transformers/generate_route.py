@@ -1,0 +1,277 @@
+"""The route through `model.generate`: for every model that transformers can generate with, and for beam search.
+
+It turns requests into batches and tokens into chunks. It knows nothing of prompts' texts, nor of who reads the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from llmkit.params import GenerationParams
+from llmkit.text import OutputText
+from llmkit.types import Chunk, Request
+from llmkit_transformers.loading import LoadedModel
+from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, has_penalties, penalised
+
+Emit = Callable[[Chunk], None]
+Decode = Callable[[Sequence[int]], str]
+_global_generator = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A request with its place in the call."""
+
+    index: int
+    request: Request
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The encoded prompt."""
+        return self.request.prompt_ids or ()
+
+    @property
+    def params(self) -> GenerationParams:
+        """The resolved parameters."""
+        return self.request.params
+
+
+def batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Numbered]]:
+    """Requests in the groups that run together.
+
+    A reproducible request runs alone, because a batch's padding and shape change the bits; so does beam search. The
+    others are sorted by length, longest first, so that little is padded and memory is short early rather than late.
+    Only rows that end at the same EOS tokens share a batch.
+
+    Args:
+        requests: encoded requests.
+        batch_size: rows that may run together; a request with more choices gets a batch of its own.
+    """
+    numbered = [Numbered(index, request) for index, request in enumerate(requests)]
+    alone = [one for one in numbered if one.request.reproducible or one.params.uses_beams]
+    together = [one for one in numbered if one not in alone]
+    together.sort(key=lambda one: (one.params.eos_token_ids, -len(one.prompt_ids)))
+    group: list[Numbered] = []
+    for one in together:
+        n_rows = sum(member.params.n for member in group) + one.params.n
+        if group and (n_rows > batch_size or group[0].params.eos_token_ids != one.params.eos_token_ids):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+    yield from ([one] for one in alone)
+
+
+@dataclass(slots=True)
+class GenerateRoute:
+    """Runs groups of requests through `model.generate`. Not thread-safe: one thread generates at a time."""
+
+    loaded: LoadedModel
+    decode: Decode
+    settings: GenerationConfig
+
+    def run(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
+        """Generate a group's texts, emitting chunks as they become final; ends early once cancelled."""
+        with torch.inference_mode():
+            if group[0].params.uses_beams:
+                self._run_beams(group[0], emit, cancelled)
+            else:
+                self._run_rows(group, emit, cancelled)
+
+    def _run_rows(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
+        rows = [_Row(one, choice, self) for one in group for choice in range(one.params.n)]
+        inputs = self._inputs([row.request.prompt_ids for row in rows], group[0].params)
+        padded = len({len(row.request.prompt_ids) for row in rows}) > 1
+        for one in group:
+            emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids), padded=padded))
+        choosing = [] if all(row.sampler.is_plain_greedy for row in rows) else [_ChooseTokens(rows)]
+        self.loaded.model.generate(  # pyright: ignore[reportCallIssue]
+            **inputs,
+            generation_config=self._config(group[0].params, max(row.max_tokens for row in rows)),
+            logits_processor=LogitsProcessorList(choosing),
+            stopping_criteria=StoppingCriteriaList([_FollowRows(rows, emit, cancelled)]),
+        )
+        for row in rows:
+            row.end(emit)
+
+    def _run_beams(self, one: Numbered, emit: Emit, cancelled: Event) -> None:
+        params = one.params
+        emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids)))
+        n_before = 1 if self.is_encoder_decoder else len(one.prompt_ids)
+        with _seeded(params.seed if params.do_sample else None):
+            sequences: Any = self.loaded.model.generate(  # pyright: ignore[reportCallIssue]
+                **self._inputs([one.prompt_ids], params),
+                generation_config=self._beam_config(params),
+                logits_processor=LogitsProcessorList([_Penalise(self.penalty_context(one), n_before, params)]),
+                stopping_criteria=StoppingCriteriaList([_StopBeams(self.decode, params, n_before, cancelled)]),
+            )
+        for choice, sequence in enumerate(sequences[:, n_before:].tolist()):
+            row = _Row(one, choice, self)
+            for token_id in sequence:
+                row.take(token_id, emit)
+            row.end(emit)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts go to an encoder."""
+        return bool(self.loaded.model.config.is_encoder_decoder)
+
+    def penalty_context(self, one: Numbered) -> tuple[int, ...]:
+        """Prompt tokens that the repetition penalty counts: those that the decoder sees."""
+        return () if self.is_encoder_decoder else one.prompt_ids
+
+    def _inputs(self, prompts: Sequence[Sequence[int]], params: GenerationParams) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, `(B, T)` int64; left-padded, so that every newest token shares a column."""
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._pad_id(params), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            start = 0 if self.is_encoder_decoder else width - len(prompt)
+            ids[row, start : start + len(prompt)] = torch.tensor(prompt)
+            mask[row, start : start + len(prompt)] = 1
+        device = self.loaded.model.device
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def _pad_id(self, params: GenerationParams) -> int:
+        """Any token does where none is set: padding is masked."""
+        first_eos = next(iter(params.eos_token_ids), 0)
+        return first_eos if params.pad_token_id is None else params.pad_token_id
+
+    def _config(self, params: GenerationParams, max_new_tokens: int) -> GenerationConfig:
+        """The search is greedy over scores in which the samplers have already chosen."""
+        return GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(params.eos_token_ids) or None,
+            pad_token_id=self._pad_id(params),
+            decoder_start_token_id=self._decoder_start(params),
+            use_cache=True,
+        )
+
+    def _beam_config(self, params: GenerationParams) -> GenerationConfig:
+        config = self._config(params, params.max_tokens or 1)
+        config.num_beams, config.num_return_sequences = params.num_beams, params.n
+        config.early_stopping = False if params.early_stopping is None else params.early_stopping
+        config.length_penalty = 1.0 if params.length_penalty is None else params.length_penalty
+        config.do_sample = params.do_sample
+        if params.do_sample:
+            ours = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+            config.update(**{name: value for name, value in params if name in ours})
+            config.update(**{name: getattr(self.settings, name) for name in UNNAMED_FILTERS})
+        return config
+
+    def _decoder_start(self, params: GenerationParams) -> int | None:
+        if not self.is_encoder_decoder:
+            return None
+        return self.settings.decoder_start_token_id if params.bos_token_id is None else params.bos_token_id
+
+
+class _Row:
+    """One choice of one request while it is generated."""
+
+    def __init__(self, request: Numbered, choice: int, route: GenerateRoute) -> None:
+        params = request.params
+        self.request, self.choice = request, choice
+        self.context = route.penalty_context(request)
+        self.max_tokens = params.max_tokens or 1
+        self.sampler = Sampler(params, choice, route.settings)
+        self.text = OutputText(
+            route.decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=self.max_tokens
+        )
+
+    @property
+    def is_done(self) -> bool:
+        return self.text.finish_reason is not None
+
+    def take(self, token_id: int, emit: Emit) -> None:
+        if not self.is_done:
+            piece = self.text.feed(token_id)
+            emit(Chunk(self.request.index, self.choice, piece, (token_id,), self.text.finish_reason))
+
+    def end(self, emit: Emit) -> None:
+        """Finish a row that the model's own limits ended (`max_time` in its generation config)."""
+        if not self.is_done:
+            emit(Chunk(self.request.index, self.choice, self.text.end("length"), (), self.text.finish_reason))
+
+
+class _ChooseTokens(LogitsProcessor):
+    """Lets each row's sampler choose, and leaves its choice as the only possible token."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for index, row in enumerate(self._rows):
+            if not row.is_done and not row.sampler.is_plain_greedy:
+                token_id = row.sampler.next_token(scores[index], row.context, row.text.token_ids)
+                scores[index].fill_(-torch.inf)
+                scores[index, token_id] = 0.0
+        return scores
+
+
+class _FollowRows(StoppingCriteria):
+    """Gives every new token to its row, and tells `generate` which rows have ended."""
+
+    def __init__(self, rows: Sequence[_Row], emit: Emit, cancelled: Event) -> None:
+        self._rows, self._emit, self._cancelled = rows, emit, cancelled
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            row.take(token_id, self._emit)
+        done = [row.is_done or self._cancelled.is_set() for row in self._rows]
+        return torch.tensor(done, device=input_ids.device)
+
+
+@dataclass
+class _Penalise(LogitsProcessor):
+    """Penalties for beams, whose rows change places from step to step."""
+
+    context: tuple[int, ...]
+    n_before: int
+    params: GenerationParams
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not has_penalties(self.params):
+            return scores
+        generated = input_ids[:, self.n_before :].tolist()
+        rows = zip(scores, generated, strict=True)
+        return torch.stack([penalised(row, self.context, tokens, self.params) for row, tokens in rows])
+
+
+@dataclass
+class _StopBeams(StoppingCriteria):
+    """Ends a beam at a stop string."""
+
+    decode: Decode
+    params: GenerationParams
+    n_before: int
+    cancelled: Event
+    stops: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = self.params.stop_strings
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        texts = [self.decode(row) if self.stops else "" for row in input_ids[:, self.n_before :].tolist()]
+        done = [self.cancelled.is_set() or any(stop in text for stop in self.stops) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """The global generator under a seed, and back as it was; transformers samples beams from that one alone."""
+    if seed is None:
+        yield
+        return
+    with _global_generator, torch.random.fork_rng():
+        torch.manual_seed(seed % 2**63)
+        yield

@@ -1,0 +1,139 @@
+"""From a row of logits to one token: penalties, filters, and noise that belongs to the request.
+
+Each row is treated alone, with its own parameters, so its neighbours cannot matter. This module knows neither
+prompts' texts nor how logits are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.generation.logits_process import EpsilonLogitsWarper, EtaLogitsWarper, TopHLogitsWarper
+
+from llmkit.noise import uniform
+from llmkit.params import GenerationParams
+
+
+UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
+"""Filters that a model's generation config may set and that have no name in llmkit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Chooses the next token of one choice of one request.
+
+    Args:
+        params: resolved parameters; a seed is set where they sample.
+        choice: index of the choice within its request.
+        model_settings: the model's generation config, for filters that have no name in llmkit.
+    """
+
+    params: GenerationParams
+    choice: int = 0
+    model_settings: GenerationConfig | None = None
+    _warpers: LogitsProcessorList = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_warpers", filters(self.params, self.model_settings))
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the likeliest token is the answer, so that the caller may take the argmax itself."""
+        return not self.params.do_sample and not has_penalties(self.params)
+
+    def next_token(self, logits: Tensor, context: Sequence[int], generated: Sequence[int]) -> int:
+        """The next token's id.
+
+        Args:
+            logits: `(V,)` float32, unnormalised; not changed.
+            context: tokens that the repetition penalty counts besides the generated ones: the prompt's.
+            generated: this choice's tokens so far.
+        """
+        logits = penalised(logits, context, generated, self.params)
+        if not self.params.do_sample:
+            return int(logits.argmax())
+        scores: Any = self._warpers(None, logits[None])  # pyright: ignore[reportArgumentType]
+        number = uniform(self.params.seed or 0, self.choice, len(generated))
+        return draw(torch.softmax(scores[0], dim=-1), number)
+
+
+def has_penalties(params: GenerationParams) -> bool:
+    """Whether a penalty changes the logits."""
+    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+    return any(name in names for name in params.effective())
+
+
+def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], params: GenerationParams) -> Tensor:
+    """Logits after repetition, frequency and presence penalty.
+
+    Repetition (Keskar et al. 2019, arXiv:1909.05858): tokens of context and text have positive logits divided, negative
+    ones multiplied. Frequency and presence (OpenAI API reference): `logit -= count * frequency + (count > 0) *
+    presence`, over generated tokens only.
+
+    Args:
+        logits: `(V,)` float32; not changed.
+        context: tokens of the prompt.
+        generated: tokens generated so far.
+        params: the penalties; unset ones are neutral.
+    """
+    if not has_penalties(params):
+        return logits
+    logits = logits.clone()
+    if params.repetition_penalty not in (None, 1.0):
+        seen = torch.tensor(sorted({*context, *generated}), dtype=torch.long, device=logits.device)
+        values, penalty = logits[seen], params.repetition_penalty
+        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if generated and (params.frequency_penalty or params.presence_penalty):
+        counts = torch.bincount(torch.tensor(generated, device=logits.device), minlength=logits.shape[0])
+        logits -= counts * (params.frequency_penalty or 0.0) + (counts > 0) * (params.presence_penalty or 0.0)
+    return logits
+
+
+def filters(params: GenerationParams, model_settings: GenerationConfig | None = None) -> LogitsProcessorList:
+    """transformers' own sampling filters for these parameters, in transformers' order; none where nothing samples."""
+    chain = LogitsProcessorList()
+    if not params.do_sample:
+        return chain
+    if params.temperature not in (None, 1.0):
+        chain.append(TemperatureLogitsWarper(params.temperature))
+    if model_settings is not None and model_settings.top_h is not None:
+        chain.append(TopHLogitsWarper(top_h=model_settings.top_h))
+    if params.top_k is not None and params.top_k > 0:
+        chain.append(TopKLogitsWarper(top_k=params.top_k))
+    if params.top_p is not None and params.top_p < 1.0:
+        chain.append(TopPLogitsWarper(top_p=params.top_p))
+    if params.min_p:
+        chain.append(MinPLogitsWarper(min_p=params.min_p))
+    if params.typical_p is not None and params.typical_p < 1.0:
+        chain.append(TypicalLogitsWarper(mass=params.typical_p))
+    if model_settings is not None and model_settings.epsilon_cutoff:
+        chain.append(EpsilonLogitsWarper(epsilon=model_settings.epsilon_cutoff))
+    if model_settings is not None and model_settings.eta_cutoff:
+        chain.append(EtaLogitsWarper(epsilon=model_settings.eta_cutoff))
+    return chain
+
+
+def draw(probabilities: Tensor, number: float) -> int:
+    """The token at which the cumulated probability passes the number: sampling by the inverse of the distribution.
+
+    Args:
+        probabilities: `(V,)`, summing to about 1.
+        number: in [0, 1).
+    """
+    cumulated = probabilities.double().cumsum(0)
+    token = int(torch.searchsorted(cumulated, cumulated[-1] * number, right=True))
+    # Rounding may land past the last token that has any probability.
+    return min(token, int(probabilities.nonzero()[-1]))

@@ -1,0 +1,98 @@
+"""What a model's own config and generation config ask for: as our parameters, or left to `generate`.
+
+Every field is honoured, routed or refused; none is lost.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+
+from llmkit.errors import ModelInvalid, ParameterError
+from llmkit.params import GenerationParams
+from llmkit_transformers.loading import LoadedModel
+from llmkit_transformers.sampling import UNNAMED_FILTERS
+
+_OURS = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_length",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "do_sample": "do_sample",
+    "num_return_sequences": "num_return_sequences",
+    "num_beams": "num_beams",
+    "early_stopping": "early_stopping",
+    "length_penalty": "length_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "stop_strings": "stop_token",
+    "pad_token_id": "pad_token_id",
+    "eos_token_id": "eos_token_id",
+}
+_REFUSED = (
+    "assistant_early_exit",
+    "constraints",
+    "dola_layers",
+    "force_words_ids",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "watermarking_config",
+)
+_WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """A model's generation config, taken apart.
+
+    Attributes:
+        config: the whole of it, as it was.
+        params: the fields that are parameters of llmkit.
+    """
+
+    config: GenerationConfig
+    params: GenerationParams
+
+    @classmethod
+    def taken_from(cls, loaded: LoadedModel) -> ModelSettings:
+        """Take over the fields that llmkit applies, so that `generate` does not apply them again; the rest stays.
+
+        Raises:
+            ModelInvalid: a field can be neither applied nor left to `generate`, or has an impossible value.
+        """
+        config = deepcopy(loaded.model.generation_config or GenerationConfig())
+        refused = [name for name in _REFUSED if getattr(config, name, None) is not None]
+        if refused:
+            raise ModelInvalid(f"{loaded.files.name!r} sets {refused[0]} in its generation config; llmkit cannot honour it")
+        left = deepcopy(config)
+        for name in (*_OURS, *UNNAMED_FILTERS):
+            setattr(left, name, None)
+        loaded.model.generation_config = left
+        return cls(config, _params(config, loaded))
+
+
+def _params(config: GenerationConfig, loaded: LoadedModel) -> GenerationParams:
+    values: dict[str, Any] = {ours: getattr(config, theirs) for theirs, ours in _OURS.items()}
+    if values["eos_token_id"] is None:
+        values["eos_token_id"] = loaded.tokenizer.eos_token_id
+    if values["pad_token_id"] is None:
+        values["pad_token_id"] = loaded.tokenizer.pad_token_id
+    if loaded.model.config.is_encoder_decoder and values["max_length"] is not None:
+        # Here transformers counts the decoder's tokens alone, its start token included.
+        values["max_tokens"] = values["max_tokens"] or max(1, values["max_length"] - 1)
+        values["max_length"] = None
+    try:
+        return GenerationParams(**values)
+    except ParameterError as error:
+        raise ModelInvalid(f"{loaded.files.name!r} has an impossible generation config: {error}") from error
+
+
+def window(config: Any) -> int | None:
+    """Positions that a model has; None where its config names none."""
+    sizes = (getattr(config, name, None) for name in _WINDOW_NAMES)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
