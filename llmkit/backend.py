@@ -29,6 +29,7 @@ from llmkit.history import seen_from, with_system
 from llmkit.metrics import GenerationTiming
 from llmkit.noise import draw_seed
 from llmkit.params import GenerationParams, inert, per_task, resolve
+from llmkit.registry import resolve_name
 from llmkit.types import Chunk, Completion, Conversation, Message, Request
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
@@ -207,9 +208,14 @@ class BackendLLM(BaseLLM):
         return GPTTaskResponse.of(task.model, completions[0])
 
     def _task_stream(self, task: GPTTask, call: _Call) -> Iterator[GPTTaskStreamChunk]:
+        """Texts as they come; the reasons wait for the end, because only then the usage beside them is the whole."""
+        builder = call.builders[0]
         for chunk in self._folding(call):
-            if chunk.text or chunk.finish_reason:
-                yield GPTTaskStreamChunk.of(task.model, chunk, call.builders[0].usage)
+            if chunk.text:
+                yield GPTTaskStreamChunk.of(task.model, replace(chunk, finish_reason=None), builder.usage)
+        for choice in builder.choices():
+            last = Chunk(0, choice.index, finish_reason=choice.finish_reason)
+            yield GPTTaskStreamChunk.of(task.model, last, builder.usage)
 
     def _own_task(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTask:
         parsed = GPTTask.parse(task)
@@ -220,7 +226,7 @@ class BackendLLM(BaseLLM):
 
     def _task_mismatch(self, task: GPTTask) -> str | None:
         """What the task asks of its model that this object is not; None where it fits."""
-        if task.model != self.model_name:
+        if self.model_name not in (task.model, resolve_name(task.model)[1]):
             return f"model: the task asks for {task.model!r}, this is {self.model_name!r}"
         return None
 
@@ -235,7 +241,9 @@ class BackendLLM(BaseLLM):
     def _begin_stream(self, request: Request) -> _Call:
         call = self._begin([request])
         if call.builders[0].n_choices != 1:
-            raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {call.builders[0].n_choices}")
+            raise ParameterError(
+                f"a stream is one text: num_return_sequences must be 1, got {call.builders[0].n_choices}"
+            )
         return call
 
     def _folding(self, call: _Call) -> Iterator[Chunk]:
