@@ -29,7 +29,6 @@ from llmkit.history import seen_from, with_system
 from llmkit.metrics import GenerationTiming
 from llmkit.noise import draw_seed
 from llmkit.params import GenerationParams, inert, per_task, resolve
-from llmkit.registry import resolve_name
 from llmkit.types import Chunk, Completion, Conversation, Message, Request
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
@@ -226,7 +225,7 @@ class BackendLLM(BaseLLM):
 
     def _task_mismatch(self, task: GPTTask) -> str | None:
         """What the task asks of its model that this object is not; None where it fits."""
-        if self.model_name not in (task.model, resolve_name(task.model)[1]):
+        if task.model not in (self.model_name, f"{self.backend_name}:{self.model_name}"):
             return f"model: the task asks for {task.model!r}, this is {self.model_name!r}"
         return None
 
