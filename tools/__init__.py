@@ -1,0 +1,1 @@
+"""Programs that build what the repository ships: the embedded model. Not part of the installed package."""

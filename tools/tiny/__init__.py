@@ -1,0 +1,1 @@
+"""The embedded demo model: generated data, tokenizer, training, export and evaluation."""
