@@ -6,44 +6,30 @@ here, once for all backends. This module does not know how tokens come to be.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast, overload
 
-from llmkit.base import BaseLLM, checked_batch, checked_prompt
+from llmkit.base import BaseLLM
+from llmkit.bridge import drained_in_thread
 from llmkit.capabilities import Capabilities
 from llmkit.chunks import CompletionBuilder
-from llmkit.context import fit_conversation, room_for_new_tokens
 from llmkit.errors import (
     InertParameterWarning,
     ParameterError,
     TaskArgsInvalid,
-    UnsupportedFeature,
     UnsupportedParameterWarning,
 )
-from llmkit.history import seen_from, with_system
 from llmkit.metrics import GenerationTiming
-from llmkit.noise import draw_seed
-from llmkit.params import GenerationParams, inert, per_task, resolve
+from llmkit.params import GenerationParams, per_task
+from llmkit.preparation import ModelFacts, Prepared, prepare
 from llmkit.types import Chunk, Completion, Conversation, Message, Request
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
 _REQUEST_FIELDS = ("raw", "tools", "template_args")
 _SUMMARY_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request with everything settled, and what settling it left out."""
-
-    request: Request
-    dropped: tuple[Message, ...]
-    inert: tuple[str, ...]
-    sets_pad_token: bool
 
 
 class BackendLLM(BaseLLM):
@@ -69,7 +55,8 @@ class BackendLLM(BaseLLM):
         super().__init__(model_name, **params)
         self.on_unsupported = on_unsupported
         self._warned: set[str] = set()
-        self._supported(self.params)
+        if on_unsupported == "error":
+            self.capabilities.check(self.params, self.backend_name)
 
     # --- what a backend provides ------------------------------------------------------------------------------------
 
@@ -82,7 +69,7 @@ class BackendLLM(BaseLLM):
 
     async def _agenerate(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`_generate` for an event loop; a backend that is async by nature overrides it."""
-        async for chunk in _in_thread(self._generate(requests)):
+        async for chunk in drained_in_thread(self._generate(requests)):
             yield chunk
 
     def _model_params(self) -> GenerationParams:
@@ -274,52 +261,22 @@ class BackendLLM(BaseLLM):
             )
         )
 
-    def _prepare(self, request: Request) -> _Prepared:
-        """Settle the parameters, the conversation and the prompt's tokens; all refusals happen here."""
-        user = request.params if request.self_contained else request.params.over(self.params)
-        user = self._supported(user)
-        params = resolve(user, self._model_params())
-        if params.do_sample and params.seed is None:
-            params = params.replace(seed=draw_seed())
-        if request.tools and not self.capabilities.tools:
-            raise UnsupportedFeature(f"the {self.backend_name} backend cannot pass tools to the model")
-        reproducible = request.self_contained or user.seed is not None
-        request = replace(request, prompt=_as_seen(request, params), params=params, reproducible=reproducible)
-        request, dropped = self._fitted(request)
-        idle = inert(user, params) + _inert_in_prompt(user, request)
-        self._warn_once(InertParameterWarning, idle, "has no effect in this mode")
-        return _Prepared(request, dropped, idle, user.pad_token_id is not None)
+    def _prepare(self, request: Request) -> Prepared:
+        prepared = prepare(request, self._facts())
+        self._warn_once(UnsupportedParameterWarning, prepared.left_out, f"is left out by {self.backend_name}")
+        self._warn_once(InertParameterWarning, prepared.inert, "has no effect in this mode")
+        return prepared
 
-    def _fitted(self, request: Request) -> tuple[Request, tuple[Message, ...]]:
-        """The request with its tokens and its room for new ones; the oldest turns are dropped where it must be."""
-        ids = self._encode(request)
-        if ids is None:
-            return request, ()
-        params, dropped = request.params, ()
-        limit = min((n for n in (params.max_length, self.context_length) if n is not None), default=None)
-        wanted = len(ids) + (params.max_tokens or 1)
-        if limit is not None and wanted > limit and isinstance(request.prompt, tuple) and not request.self_contained:
-            fitted = fit_conversation(request.prompt, lambda m: self._n_tokens(request, m), limit - wanted + len(ids))
-            request, dropped = replace(request, prompt=fitted.messages), fitted.dropped
-            ids = self._encode(request) if dropped else ids
-        ids = tuple(ids or ())
-        room = room_for_new_tokens(
-            len(ids), max_tokens=params.max_tokens, max_length=params.max_length, context_length=self.context_length
+    def _facts(self) -> ModelFacts:
+        return ModelFacts(
+            backend_name=self.backend_name,
+            capabilities=self.capabilities,
+            leaves_out=self.on_unsupported == "warn",
+            own=self.params,
+            model=self._model_params(),
+            context_length=self.context_length,
+            encode=self._encode,
         )
-        params = params.replace(max_tokens=room, max_length=None)
-        return replace(request, prompt_ids=ids, params=params), dropped
-
-    def _n_tokens(self, request: Request, messages: tuple[Message, ...]) -> int:
-        return len(self._encode(replace(request, prompt=messages)) or ())
-
-    def _supported(self, params: GenerationParams) -> GenerationParams:
-        """The parameters, if the backend honours all of them or the caller allows leaving some out."""
-        if self.on_unsupported == "error":
-            self.capabilities.check(params, self.backend_name)
-            return params
-        left_out = self.capabilities.unsupported(params)
-        self._warn_once(UnsupportedParameterWarning, left_out, f"is left out by the {self.backend_name} backend")
-        return params.replace(**dict.fromkeys(left_out))
 
     def _warn_once(self, category: type[Warning], names: Sequence[str], what: str) -> None:
         for name in names:
@@ -343,7 +300,7 @@ class _Call:
     """What one call of a public method is about: its requests and the completions that grow from their chunks."""
 
     llm: BackendLLM
-    prepared: list[_Prepared]
+    prepared: list[Prepared]
     builders: list[CompletionBuilder]
 
     @property
@@ -353,7 +310,7 @@ class _Call:
     def completions(self) -> list[Completion]:
         return [self._completion(p, b) for p, b in zip(self.prepared, self.builders, strict=True)]
 
-    def _completion(self, prepared: _Prepared, builder: CompletionBuilder) -> Completion:
+    def _completion(self, prepared: Prepared, builder: CompletionBuilder) -> Completion:
         request, idle = prepared.request, prepared.inert
         if prepared.sets_pad_token and not builder.padded:
             idle = (*idle, "pad_token_id")
@@ -387,51 +344,6 @@ def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Reques
     return [_request(task, row) for task, row in zip(tasks, rows, strict=True)]
 
 
-def _as_seen(request: Request, params: GenerationParams) -> str | tuple[Message, ...]:
-    """The prompt as the model is to see it: under the system prompt, and from the side that it speaks for."""
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        if request.raw or not params.system_prompt:
-            return prompt
-        prompt = (Message("user", prompt),)
-        return with_system(params.system_prompt, prompt)
-    return with_system(params.system_prompt, seen_from(params.role, prompt))
-
-
-def _inert_in_prompt(user: GenerationParams, request: Request) -> tuple[str, ...]:
-    idle = ("system_prompt", "role") if request.raw else ("role",)
-    if isinstance(request.prompt, tuple) and not request.raw:
-        return ()
-    return tuple(name for name in user.effective() if name in idle)
-
-
 def _refuse_positional(args: tuple[Any, ...]) -> None:
     if args:
         raise TypeError(f"only the task is positional, got {args!r} besides; name the parameters")
-
-
-async def _in_thread(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
-    """An iterator drained by a thread of its own; leaving early closes it at its next chunk."""
-    loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[Chunk | None](), threading.Event()
-
-    def hand_over(item: Chunk | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-    def drain() -> None:
-        try:
-            for chunk in chunks:
-                if left.is_set():
-                    break
-                hand_over(chunk)
-        finally:
-            cast("Any", chunks).close()
-            hand_over(None)
-
-    drained = loop.run_in_executor(None, drain)
-    try:
-        while (chunk := await queue.get()) is not None:
-            yield chunk
-        await drained
-    finally:
-        left.set()

@@ -14,10 +14,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from llmkit import checkpoint
-from llmkit.errors import CheckpointError, InvalidRequest, ModelClosed, UnsupportedFeature
+from llmkit.errors import CheckpointError, ModelClosed, UnsupportedFeature
 from llmkit.events import EventLog
 from llmkit.history import PastTurns, parse_history
 from llmkit.metrics import GenerationTiming, Metrics, MetricsSnapshot
@@ -26,7 +26,17 @@ from llmkit.prompts import get_style
 from llmkit.resources import DeviceMemory, ResourceMonitor, ResourceUsage
 from llmkit.setters import ParameterSetters
 from llmkit.summarize import summarize
-from llmkit.types import Choice, Completion, Conversation, Message, Request, Timings, Usage, as_messages
+from llmkit.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Message,
+    Timings,
+    Usage,
+    checked_batch,
+    checked_prompt,
+    joined,
+)
 
 CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5}
 """What `toggle_creative_mode(True)` sets."""
@@ -104,10 +114,15 @@ class BaseLLM(ParameterSetters, ABC):
         super().__init_subclass__(**kwargs)
         run = cls.__dict__.get("run")
         if run is not None and not getattr(run, "__isabstractmethod__", False):
-            cls.run = _timed(run)
+            cls.run = cls._timed(run)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        if "run" in cls.__abstractmethods__:
+        """Refuse the abstract class with a message that says what to do.
+
+        Raises:
+            TypeError: the class does not define `run`.
+        """
+        if getattr(cls.run, "__isabstractmethod__", False):
             raise TypeError(
                 f"{cls.__name__} is abstract: define run(), or get a ready model with llmkit.load(model_name, ...)"
             )
@@ -116,29 +131,6 @@ class BaseLLM(ParameterSetters, ABC):
     def __repr__(self) -> str:
         shown = "".join(f", {name}={value!r}" for name, value in self.params)
         return f"{type(self).__name__}({self.model_name!r}{shown})"
-
-    @property
-    def model_name(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The model's name; setting it on a loaded model replaces the model."""
-        return self._model_name
-
-    @model_name.setter
-    def model_name(self, value: str | None) -> None:
-        self._rebind(value, self._device)
-        self._model_name = value
-
-    @property
-    def device(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where the model runs; setting it on a loaded model moves the model."""
-        return self._device
-
-    @device.setter
-    def device(self, value: str | None) -> None:
-        self._rebind(self._model_name, value)
-        self._device = value
-
-    def _rebind(self, model_name: str | None, device: str | None) -> None:
-        """Load or move the model before the attributes change; an error leaves both as they were."""
 
     # --- generating -------------------------------------------------------------------------------------------------
 
@@ -308,13 +300,14 @@ class BaseLLM(ParameterSetters, ABC):
         """
         self._check_open()
         loaded = checkpoint.load(checkpoint_path)
-        params, history, metrics = _parsed_state(loaded.state)
+        state = cast("Mapping[str, Any]", loaded.state)
+        params, history, metrics = _parsed_state(state)
         if loaded.weights is not None:
             self._load_weights(loaded.weights)
-        elif loaded.state.get("model_name") != self.model_name:
-            self.model_name = loaded.state.get("model_name")
+        elif state.get("model_name") != self.model_name:
+            self.model_name = state.get("model_name")
         self.params, self.history, self._metrics = params, history, metrics
-        self._before_creative = loaded.state.get("before_creative")
+        self._before_creative = state.get("before_creative")
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -359,6 +352,29 @@ class BaseLLM(ParameterSetters, ABC):
         if self._closed:
             raise ModelClosed(self.model_name)
 
+    @staticmethod
+    def _timed(run: Callable[..., str]) -> Callable[..., str]:
+        """`run` with its time recorded once per outermost call, unless it recorded its own figures."""
+
+        @functools.wraps(run)
+        def timed_run(self: BaseLLM, task: str | None = None, *args: Any, **kwargs: Any) -> str:
+            self._check_open()
+            running = self._running
+            if running.active:
+                return run(self, task, *args, **kwargs)
+            running.active, running.recorded = True, False
+            started = time.perf_counter()
+            try:
+                text = run(self, task, *args, **kwargs)
+            finally:
+                running.active = False
+            if not running.recorded:
+                elapsed_s = time.perf_counter() - started
+                self._record(GenerationTiming(elapsed_s, None, self._num_tokens(task or ""), self._num_tokens(text)))
+            return text
+
+        return timed_run
+
     def _record(self, timing: GenerationTiming) -> None:
         self._running.recorded = True
         self._metrics.record(timing)
@@ -374,54 +390,6 @@ class _RunningCall(threading.local):
     recorded = False
 
 
-def _timed(run: Callable[..., str]) -> Callable[..., str]:
-    """`run` with its time recorded once per outermost call, unless it recorded its own figures."""
-
-    @functools.wraps(run)
-    def timed_run(self: BaseLLM, task: str | None = None, *args: Any, **kwargs: Any) -> str:
-        self._check_open()
-        running = self._running
-        if running.active:
-            return run(self, task, *args, **kwargs)
-        running.active, running.recorded = True, False
-        started = time.perf_counter()
-        try:
-            text = run(self, task, *args, **kwargs)
-        finally:
-            running.active = False
-        if not running.recorded:
-            elapsed_s = time.perf_counter() - started
-            self._record(GenerationTiming(elapsed_s, None, self._num_tokens(task or ""), self._num_tokens(text)))
-        return text
-
-    return timed_run
-
-
-def checked_batch(tasks: Sequence[str]) -> Sequence[str]:
-    """The tasks, if they are a list.
-
-    Raises:
-        InvalidRequest: a string or something else was passed.
-    """
-    if isinstance(tasks, str) or not isinstance(tasks, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"tasks must be a list, got {type(tasks).__name__}")
-    return tasks
-
-
-def checked_prompt(task: Any) -> Any:
-    """The task in the form a request takes it: a non-empty string or messages.
-
-    Raises:
-        InvalidRequest: it is empty, or neither of the two.
-    """
-    return Request(task if isinstance(task, str) else as_messages(task)).prompt
-
-
-def joined(prompt: str | tuple[Message, ...]) -> str:
-    """A prompt as one string: the contents of its messages, a line each."""
-    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
-
-
 def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:
     """Everything in a checkpoint's state, checked before any of it is used."""
     metrics = Metrics()
@@ -431,5 +399,3 @@ def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Mess
         return GenerationParams(**state["params"]), history, metrics
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's state is not one of a model: {error}") from error
-
-

@@ -23,7 +23,9 @@ class FittedConversation:
     dropped: Messages
 
 
-def fit_conversation(messages: Messages, count: Callable[[Messages], int], max_prompt_tokens: int) -> FittedConversation:
+def fit_conversation(
+    messages: Messages, count: Callable[[Messages], int], max_prompt_tokens: int
+) -> FittedConversation:
     """Drop the oldest turns until the prompt fits; system messages and the last turn always stay.
 
     A turn is a user message with everything up to the next one, so that an answer never loses its question, nor a

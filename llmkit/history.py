@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from dataclasses import replace
+from typing import TypeAlias
 
 from llmkit.types import Message, Role, as_messages
 
@@ -23,6 +24,7 @@ _SPEAKERS: Mapping[str, Role] = {
     "bot": "assistant",
     "<bot>": "assistant",
 }
+_OTHER_SIDE: Mapping[str, Role] = {"user": "assistant", "assistant": "user"}
 _TURN = re.compile(rf"^({'|'.join(map(re.escape, _SPEAKERS))}):[ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
@@ -35,7 +37,7 @@ def parse_history(history: PastTurns) -> list[Message]:
         InvalidRequest: an entry of the list is no message.
     """
     if not isinstance(history, str):
-        return list(as_messages(cast("Sequence[Message | Mapping[str, object]]", history)))
+        return list(as_messages(history))
     if not _TURN.match(history.lstrip()):
         return [Message("user", history)] if history.strip() else []
     _, *parts = _TURN.split(history.lstrip())
@@ -54,10 +56,7 @@ def seen_from(role: str | None, messages: Sequence[Message]) -> tuple[Message, .
     """The conversation as the given side sees it: for `user`, the sides are swapped."""
     if role != "user":
         return tuple(messages)
-    other: Mapping[Role, Role] = {"user": "assistant", "assistant": "user"}
-    return tuple(
-        Message(other.get(m.role, m.role), m.content, m.tool_calls, m.tool_call_id) for m in messages
-    )
+    return tuple(replace(message, role=_OTHER_SIDE.get(message.role, message.role)) for message in messages)
 
 
 def with_system(system_prompt: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:

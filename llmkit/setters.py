@@ -14,8 +14,8 @@ from llmkit.params import Param
 class ParameterSetters:
     """Sixteen setters over the attributes that the inheriting class has."""
 
-    model_name: str | None
-    device: str | None
+    _model_name: str | None
+    _device: str | None
     temperature = Param[float | None]()
     max_tokens = Param[int | None]()
     max_length = Param[int | None]()
@@ -30,6 +30,29 @@ class ParameterSetters:
     do_sample = Param[bool | None]()
     early_stopping = Param[bool | Literal["never"] | None]()
     seed = Param[int | None]()
+
+    @property
+    def model_name(self) -> str | None:
+        """The model's name; setting it on a loaded model replaces the model."""
+        return self._model_name
+
+    @model_name.setter
+    def model_name(self, value: str | None) -> None:
+        self._rebind(value, self._device)
+        self._model_name = value
+
+    @property
+    def device(self) -> str | None:
+        """Where the model runs; setting it on a loaded model moves the model."""
+        return self._device
+
+    @device.setter
+    def device(self, value: str | None) -> None:
+        self._rebind(self._model_name, value)
+        self._device = value
+
+    def _rebind(self, model_name: str | None, device: str | None) -> None:
+        """Load or move the model before the attributes change; an error leaves both as they were."""
 
     def set_temperature(self, value: float | None) -> None:
         """Set `temperature`."""

@@ -147,7 +147,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            what = "the task must be a non-empty string" if isinstance(self.prompt, str) else "messages must not be empty"
+            what = (
+                "the task must be a non-empty string" if isinstance(self.prompt, str) else "messages must not be empty"
+            )
             raise InvalidRequest(f"{what}, got {self.prompt!r}")
         if not isinstance(self.prompt, (str, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest(f"the task must be a string or messages, got {type(self.prompt).__name__}")
@@ -251,3 +253,28 @@ class Completion:
     def text(self) -> str:
         """The first choice's text."""
         return self.choices[0].text
+
+
+def checked_batch(tasks: Sequence[str]) -> Sequence[str]:
+    """The tasks, if they are a list.
+
+    Raises:
+        InvalidRequest: a string or something else was passed.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"tasks must be a list, got {type(tasks).__name__}")
+    return tasks
+
+
+def checked_prompt(task: Any) -> Any:
+    """The task in the form a request takes it: a non-empty string or messages.
+
+    Raises:
+        InvalidRequest: it is empty, or neither of the two.
+    """
+    return Request(task if isinstance(task, str) else as_messages(task)).prompt
+
+
+def joined(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as one string: the contents of its messages, a line each."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from llmkit.errors import InvalidRequest, UnsupportedFeature
 from llmkit.types import Message, Request
@@ -20,12 +19,12 @@ _RESERVED = ("messages", "tools", "add_generation_prompt", "tokenize", "conversa
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoder:
-    """Encodes prompts for one tokenizer.
+    """Encodes prompts for one tokenizer of transformers.
 
     Safe to use from many threads: a fast tokenizer's encoding is, and nothing here changes it.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
 
     @property
     def has_template(self) -> bool:
@@ -54,7 +53,7 @@ class PromptEncoder:
             raise UnsupportedFeature("tools and template_args need a chat template, and none is used here")
         prompt = request.prompt
         text = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
-        return self.tokenizer(text)["input_ids"]  # pyright: ignore[reportReturnType]
+        return self.tokenizer(text)["input_ids"]
 
     def _templated(self, request: Request) -> list[int]:
         prompt = (Message("user", request.prompt),) if isinstance(request.prompt, str) else request.prompt
@@ -66,11 +65,10 @@ class PromptEncoder:
         except TemplateError as error:
             text = self._render_without_system(prompt, request, error)
         # The template writes the special tokens itself; the tokenizer must not add a second BOS.
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _render(self, messages: Sequence[Message], request: Request) -> str:
-        render: Any = self.tokenizer.apply_chat_template
-        return render(
+        return self.tokenizer.apply_chat_template(
             [message.to_dict() for message in messages],
             tools=[dict(tool) for tool in request.tools] or None,
             add_generation_prompt=True,
@@ -88,7 +86,7 @@ class PromptEncoder:
 
     def decoder(self) -> Callable[[Sequence[int]], str]:
         """A function from token ids to text, special tokens left out."""
-        decode: Any = self.tokenizer.decode
+        decode = self.tokenizer.decode
         return lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

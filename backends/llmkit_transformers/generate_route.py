@@ -5,11 +5,11 @@ It turns requests into batches and tokens into chunks. It knows nothing of promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Lock
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class GenerateRoute:
         for one in group:
             emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids), padded=padded))
         choosing = [] if all(row.sampler.is_plain_greedy for row in rows) else [_ChooseTokens(rows)]
-        self.loaded.model.generate(  # pyright: ignore[reportCallIssue]
+        cast("Any", self.loaded.model).generate(
             **inputs,
             generation_config=self._config(group[0].params, max(row.max_tokens for row in rows)),
             logits_processor=LogitsProcessorList(choosing),
@@ -108,13 +108,14 @@ class GenerateRoute:
         emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids)))
         n_before = 1 if self.is_encoder_decoder else len(one.prompt_ids)
         with _seeded(params.seed if params.do_sample else None):
-            sequences: Any = self.loaded.model.generate(  # pyright: ignore[reportCallIssue]
+            sequences = cast("Any", self.loaded.model).generate(
                 **self._inputs([one.prompt_ids], params),
                 generation_config=self._beam_config(params),
                 logits_processor=LogitsProcessorList([_Penalise(self.penalty_context(one), n_before, params)]),
                 stopping_criteria=StoppingCriteriaList([_StopBeams(self.decode, params, n_before, cancelled)]),
             )
-        for choice, sequence in enumerate(sequences[:, n_before:].tolist()):
+        texts = _token_rows(sequences[:, n_before:])
+        for choice, sequence in enumerate(texts):
             row = _Row(one, choice, self)
             for token_id in sequence:
                 row.take(token_id, emit)
@@ -172,7 +173,8 @@ class GenerateRoute:
     def _decoder_start(self, params: GenerationParams) -> int | None:
         if not self.is_encoder_decoder:
             return None
-        return self.settings.decoder_start_token_id if params.bos_token_id is None else params.bos_token_id
+        own = cast("int | None", self.settings.decoder_start_token_id)
+        return own if params.bos_token_id is None else params.bos_token_id
 
 
 class _Row:
@@ -225,7 +227,8 @@ class _FollowRows(StoppingCriteria):
         self._rows, self._emit, self._cancelled = rows, emit, cancelled
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+        newest = [row[0] for row in _token_rows(input_ids[:, -1:])]
+        for row, token_id in zip(self._rows, newest, strict=True):
             row.take(token_id, self._emit)
         done = [row.is_done or self._cancelled.is_set() for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
@@ -242,7 +245,7 @@ class _Penalise(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not has_penalties(self.params):
             return scores
-        generated = input_ids[:, self.n_before :].tolist()
+        generated = _token_rows(input_ids[:, self.n_before :])
         rows = zip(scores, generated, strict=True)
         return torch.stack([penalised(row, self.context, tokens, self.params) for row, tokens in rows])
 
@@ -261,13 +264,19 @@ class _StopBeams(StoppingCriteria):
         self.stops = self.params.stop_strings
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        texts = [self.decode(row) if self.stops else "" for row in input_ids[:, self.n_before :].tolist()]
+        generated = _token_rows(input_ids[:, self.n_before :])
+        texts = [self.decode(tokens) if self.stops else "" for tokens in generated]
         done = [self.cancelled.is_set() or any(stop in text for stop in self.stops) for text in texts]
         return torch.tensor(done, device=input_ids.device)
 
 
+def _token_rows(ids: Any) -> list[list[int]]:
+    """`(B, T)` token ids as lists."""
+    return cast("list[list[int]]", ids.tolist())
+
+
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def _seeded(seed: int | None) -> Generator[None]:
     """The global generator under a seed, and back as it was; transformers samples beams from that one alone."""
     if seed is None:
         yield

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -87,7 +87,9 @@ def _download(repository: str, revision: str | None) -> Path:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
             raise ModelNotDownloaded(f"model {repository!r} is not on this machine, and the hub is offline") from error
-        raise ModelDownloadError(f"model {repository!r} is not on this machine, and the hub cannot be reached") from error
+        raise ModelDownloadError(
+            f"model {repository!r} is not on this machine, and the hub cannot be reached"
+        ) from error
     except GatedRepoError as error:
         raise ModelDownloadError(f"model {repository!r} is gated: accept its terms and set HF_TOKEN") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,7 +93,7 @@ class TransformersLLM(BackendLLM):
         self._loaded: LoadedModel | None = loaded
         self._encoder = PromptEncoder(loaded.tokenizer)
         self._route = GenerateRoute(loaded, self._encoder.decoder(), self._settings.config)
-        self.__dict__.pop("fingerprint", None)
+        vars(self).pop("fingerprint", None)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -207,7 +207,9 @@ class TransformersLLM(BackendLLM):
 
     def _task_mismatch(self, task: GPTTask) -> str | None:
         if task.quantize_bits != self._options.quantize_bits:
-            return f"quantize_bits: the task asks for {task.quantize_bits}, this model has {self._options.quantize_bits}"
+            return (
+                f"quantize_bits: the task asks for {task.quantize_bits}, this model has {self._options.quantize_bits}"
+            )
         if task.dtype not in ("auto", self._options.dtype, str(self.model.dtype).removeprefix("torch.")):
             return f"dtype: the task asks for {task.dtype}, this model has {self.model.dtype}"
         return super()._task_mismatch(task)

@@ -9,11 +9,11 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -84,8 +84,10 @@ def load_model(name: str | None, options: LoadOptions) -> LoadedModel:
     with _global_state, _loading_errors(found), _quiet_loading():
         if options.quantize_bits:
             _import_bitsandbytes()
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=options.trust_remote_code)
-        tokenizer: Any = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=options.trust_remote_code)
+        config = cast("Any", AutoConfig).from_pretrained(found.folder, trust_remote_code=options.trust_remote_code)
+        tokenizer = cast("Any", AutoTokenizer).from_pretrained(
+            found.folder, trust_remote_code=options.trust_remote_code
+        )
         model = _load_weights(found, config, options)
     return LoadedModel(model.eval(), tokenizer, found, options)
 
@@ -126,7 +128,7 @@ def _quantization(options: LoadOptions) -> BitsAndBytesConfig | None:
 
 def _feed_float16(model: PreTrainedModel) -> None:
     """Cast what enters and leaves 8-bit layers, as the layer would, but without its warning at every call."""
-    from bitsandbytes.nn import Linear8bitLt
+    from bitsandbytes.nn.modules import Linear8bitLt
 
     def cast_in(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(torch.float16) for tensor in inputs)
@@ -143,8 +145,8 @@ def _feed_float16(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _loading_errors(found: ModelFiles) -> Iterator[None]:
-    """transformers' and safetensors' loading errors as ours."""
+def _loading_errors(found: ModelFiles) -> Generator[None]:
+    """Transformers' and safetensors' loading errors as ours."""
     try:
         yield
     except SafetensorError as error:
@@ -156,7 +158,7 @@ def _loading_errors(found: ModelFiles) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Generator[None]:
     """No progress bars of transformers meanwhile; the setting is global, so loads take turns."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from transformers.generation.logits_process import EpsilonLogitsWarper, EtaLogit
 
 from llmkit.noise import uniform
 from llmkit.params import GenerationParams
-
 
 UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 """Filters that a model's generation config may set and that have no name in llmkit."""
@@ -103,14 +102,14 @@ def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], 
 
 
 def filters(params: GenerationParams, model_settings: GenerationConfig | None = None) -> LogitsProcessorList:
-    """transformers' own sampling filters for these parameters, in transformers' order; none where nothing samples."""
+    """Transformers' own sampling filters for these parameters, in transformers' order; none where nothing samples."""
     chain = LogitsProcessorList()
     if not params.do_sample:
         return chain
     if params.temperature not in (None, 1.0):
         chain.append(TemperatureLogitsWarper(params.temperature))
     if model_settings is not None and model_settings.top_h is not None:
-        chain.append(TopHLogitsWarper(top_h=model_settings.top_h))
+        chain.append(TopHLogitsWarper(top_h=cast("float", model_settings.top_h)))
     if params.top_k is not None and params.top_k > 0:
         chain.append(TopKLogitsWarper(top_k=params.top_k))
     if params.top_p is not None and params.top_p < 1.0:
@@ -120,9 +119,9 @@ def filters(params: GenerationParams, model_settings: GenerationConfig | None = 
     if params.typical_p is not None and params.typical_p < 1.0:
         chain.append(TypicalLogitsWarper(mass=params.typical_p))
     if model_settings is not None and model_settings.epsilon_cutoff:
-        chain.append(EpsilonLogitsWarper(epsilon=model_settings.epsilon_cutoff))
+        chain.append(EpsilonLogitsWarper(epsilon=cast("float", model_settings.epsilon_cutoff)))
     if model_settings is not None and model_settings.eta_cutoff:
-        chain.append(EtaLogitsWarper(epsilon=model_settings.eta_cutoff))
+        chain.append(EtaLogitsWarper(epsilon=cast("float", model_settings.eta_cutoff)))
     return chain
 
 

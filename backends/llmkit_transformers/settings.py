@@ -68,7 +68,9 @@ class ModelSettings:
         config = deepcopy(loaded.model.generation_config or GenerationConfig())
         refused = [name for name in _REFUSED if getattr(config, name, None) is not None]
         if refused:
-            raise ModelInvalid(f"{loaded.files.name!r} sets {refused[0]} in its generation config; llmkit cannot honour it")
+            raise ModelInvalid(
+                f"{loaded.files.name!r} sets {refused[0]} in its generation config; llmkit cannot honour it"
+            )
         left = deepcopy(config)
         for name in (*_OURS, *UNNAMED_FILTERS):
             setattr(left, name, None)

@@ -1,0 +1,136 @@
+"""Settling a request before it runs: its parameters, its conversation and its room; all refusals happen here.
+
+It knows what a backend declares, and not how the backend generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from llmkit.capabilities import Capabilities
+from llmkit.context import fit_conversation, room_for_new_tokens
+from llmkit.errors import UnsupportedFeature
+from llmkit.history import seen_from, with_system
+from llmkit.noise import draw_seed
+from llmkit.params import GenerationParams, inert, resolve
+from llmkit.types import Message, Request
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What settling a request needs to know of a model object.
+
+    Attributes:
+        backend_name: for messages.
+        capabilities: what the backend honours.
+        leaves_out: parameters that cannot be honoured are left out rather than refused.
+        own: the object's parameters.
+        model: what the model's own generation config sets.
+        context_length: tokens that prompt and new text may have together, or None.
+        encode: a request's prompt as token ids; None where the backend cannot tell.
+    """
+
+    backend_name: str
+    capabilities: Capabilities
+    leaves_out: bool
+    own: GenerationParams
+    model: GenerationParams
+    context_length: int | None
+    encode: Callable[[Request], Sequence[int] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with everything settled, and what settling it left out.
+
+    Attributes:
+        request: what the backend gets.
+        dropped: messages that made room.
+        inert: parameters without effect in the chosen mode.
+        left_out: parameters that the backend cannot honour.
+        sets_pad_token: the caller set `pad_token_id`, which has an effect only where rows are padded.
+    """
+
+    request: Request
+    dropped: tuple[Message, ...]
+    inert: tuple[str, ...]
+    left_out: tuple[str, ...]
+    sets_pad_token: bool
+
+
+def prepare(request: Request, facts: ModelFacts) -> Prepared:
+    """Settle a request.
+
+    Raises:
+        UnsupportedParameter: the backend cannot honour a parameter.
+        UnsupportedFeature: nor what else was asked.
+        ContextLengthExceeded: the prompt leaves no room.
+    """
+    user = request.params if request.self_contained else request.params.over(facts.own)
+    if not facts.leaves_out:
+        facts.capabilities.check(user, facts.backend_name)
+    left_out = facts.capabilities.unsupported(user)
+    user = user.replace(**dict.fromkeys(left_out))
+    if request.tools and not facts.capabilities.tools:
+        raise UnsupportedFeature(f"the {facts.backend_name} backend cannot pass tools to the model")
+    settled = replace(
+        request,
+        params=_seeded(resolve(user, facts.model)),
+        reproducible=request.self_contained or user.seed is not None,
+    )
+    settled = replace(settled, prompt=_as_seen(settled))
+    idle = inert(user, settled.params) + _inert_in_prompt(user, settled)
+    settled, dropped = _fitted(settled, facts)
+    return Prepared(settled, dropped, idle, left_out, user.pad_token_id is not None)
+
+
+def _seeded(params: GenerationParams) -> GenerationParams:
+    """Parameters with a seed wherever they sample, so that any run can be replayed."""
+    return params.replace(seed=draw_seed()) if params.do_sample and params.seed is None else params
+
+
+def _as_seen(request: Request) -> str | tuple[Message, ...]:
+    """The prompt as the model is to see it: under the system prompt, and from the side that it speaks for."""
+    prompt, params = request.prompt, request.params
+    if isinstance(prompt, tuple):
+        return with_system(params.system_prompt, seen_from(params.role, prompt))
+    if request.raw or not params.system_prompt:
+        return prompt
+    return with_system(params.system_prompt, (Message("user", prompt),))
+
+
+def _inert_in_prompt(user: GenerationParams, request: Request) -> tuple[str, ...]:
+    """A lone string has no sides to swap, and a raw one takes no system prompt."""
+    idle = ("system_prompt", "role") if request.raw else ("role",)
+    is_conversation = isinstance(request.prompt, tuple) and len(request.prompt) > bool(user.system_prompt)
+    return () if is_conversation else tuple(name for name in user.effective() if name in idle)
+
+
+def _fitted(request: Request, facts: ModelFacts) -> tuple[Request, tuple[Message, ...]]:
+    """The request with its tokens and its room for new ones; the oldest turns go where they must."""
+    ids = facts.encode(request)
+    if ids is None:
+        return request, ()
+    params, dropped = request.params, ()
+    limit = min((n for n in (params.max_length, facts.context_length) if n is not None), default=None)
+    for_prompt = None if limit is None else limit - (params.max_tokens or 1)
+    if for_prompt is not None and len(ids) > for_prompt and not request.self_contained:
+        request, dropped = _shortened(request, facts, for_prompt)
+        ids = facts.encode(request) or ()
+    room = room_for_new_tokens(
+        len(ids), max_tokens=params.max_tokens, max_length=params.max_length, context_length=facts.context_length
+    )
+    params = params.replace(max_tokens=room, max_length=None)
+    return replace(request, prompt_ids=tuple(ids), params=params), dropped
+
+
+def _shortened(request: Request, facts: ModelFacts, n_tokens: int) -> tuple[Request, tuple[Message, ...]]:
+    if not isinstance(request.prompt, tuple):
+        return request, ()
+
+    def count(messages: tuple[Message, ...]) -> int:
+        return len(facts.encode(replace(request, prompt=messages)) or ())
+
+    fitted = fit_conversation(request.prompt, count, n_tokens)
+    return replace(request, prompt=fitted.messages), fitted.dropped
