@@ -25,7 +25,7 @@ from llmkit.errors import (
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import ModelFacts, Prepared, prepare
-from llmkit.types import Chunk, Completion, Conversation, Message, Request
+from llmkit.types import Chunk, Completion, Conversation, Message, Request, checked_batch, checked_prompt
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
 _REQUEST_FIELDS = ("raw", "tools", "template_args")
