@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmkit.errors import ParameterError, TaskArgsInvalid
-from llmkit.params import SPECS, GenerationParams, canonical_name
+from llmkit.params import GenerationParams
+from llmkit.specs import SPECS, canonical_name
 from llmkit.types import Choice, Chunk, Completion, Message, Timings, Usage
 from llmkit.wire import GenerationConfig, GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 

@@ -15,13 +15,12 @@ from itertools import accumulate, zip_longest
 from typing import Any, ClassVar, TypeAlias
 
 from llmkit.backend import BackendLLM
-from llmkit.base import joined
 from llmkit.capabilities import Capabilities
 from llmkit.errors import GenerationError, InvalidRequest
 from llmkit.fingerprint import fingerprint
 from llmkit.noise import uniform
 from llmkit.text import StopMatcher
-from llmkit.types import Chunk, Request
+from llmkit.types import Chunk, Request, joined
 
 Answer: TypeAlias = "str | Sequence[str]"
 Answers: TypeAlias = "Answer | Mapping[str, Answer] | Callable[[str], Answer]"

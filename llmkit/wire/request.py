@@ -1,6 +1,6 @@
 """What a GPT task asks: its shape, and its way into a `Request`.
 
-Ranges and kinds of generation parameters come from `params.SPECS` (`rules.py`); here are only names and structure. This
+Ranges and kinds of generation parameters come from `specs.SPECS` (`rules.py`); here are only names and structure. This
 module does not know how a task is run, nor by which model.
 """
 

@@ -1,6 +1,6 @@
 """How single values are checked: by the parameters' own rules, and as plain text.
 
-A rule is written once, in `params.SPECS`; from there it comes into pydantic and into the JSON schema. This module knows
+A rule is written once, in `specs.SPECS`; from there it comes into pydantic and into the JSON schema. This module knows
 no shapes.
 """
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from llmkit.errors import ParameterError
-from llmkit.params import SPECS, canonical_name
+from llmkit.specs import SPECS, canonical_name
 
 _INTERVAL = re.compile(r"(?P<left>[(\[])(?P<low>-?\d+), (?P<high>-?\d+)(?:\*\*(?P<power>\d+))?(?P<right>[)\]])")
 _ONE_SIDED = re.compile(r"(?P<sign>>=?) ")
