@@ -30,17 +30,23 @@ class Detokenizer:
         self._context_start = 0
         self._pending_start = 0
         self._given = ""
+        self._n_held = 0
 
     def feed(self, token_id: int) -> str:
         """The text that became certain with this token; often one word, sometimes nothing."""
         self._ids.append(token_id)
         text = self._pending_text()
-        n_pending = len(self._ids) - self._pending_start
-        if text.endswith(_UNFINISHED) and n_pending <= _LONGEST_CHARACTER:
-            return self._give(text.rstrip(_UNFINISHED))
+        self._n_held += 1
+        if text.endswith(_UNFINISHED) and self._n_held <= _LONGEST_CHARACTER:
+            piece = self._give(text.rstrip(_UNFINISHED))
+            # A token may end one character and begin the next, whose own bytes are counted from here.
+            self._n_held = 1 if piece else self._n_held
+            return piece
         piece = self._give(text)
-        self._context_start, self._pending_start = self._pending_start, len(self._ids)
-        self._given = ""
+        # Tokens without text are no context: a tokenizer that joins by spaces would take what follows for a beginning.
+        if text:
+            self._context_start = self._pending_start
+        self._pending_start, self._given, self._n_held = len(self._ids), "", 0
         return piece
 
     def flush(self) -> str:
