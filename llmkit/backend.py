@@ -6,6 +6,8 @@ here, once for all backends. This module does not know how tokens come to be.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -282,7 +284,7 @@ class BackendLLM(BaseLLM):
         for name in names:
             if name not in self._warned:
                 self._warned.add(name)
-                warnings.warn(f"{name} {what}", category, stacklevel=5)
+                warnings.warn(f"{name} {what}", category, stacklevel=_callers_level())
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -342,6 +344,13 @@ def _request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request
 def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:
     rows = per_task(overrides, len(checked_batch(tasks)))
     return [_request(task, row) for task, row in zip(tasks, rows, strict=True)]
+
+
+def _callers_level() -> int:
+    """The stack level of the first frame outside llmkit, so that a warning points at the caller's line."""
+    frames = inspect.stack(context=0)[1:]
+    inside = (frame.frame.f_globals.get("__name__", "").startswith("llmkit.") for frame in frames)
+    return 1 + sum(1 for _ in itertools.takewhile(bool, inside))
 
 
 def _refuse_positional(args: tuple[Any, ...]) -> None:

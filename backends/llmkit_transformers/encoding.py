@@ -53,7 +53,7 @@ class PromptEncoder:
             raise UnsupportedFeature("tools and template_args need a chat template, and none is used here")
         prompt = request.prompt
         text = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
-        return self.tokenizer(text)["input_ids"]
+        return self._ids(text)
 
     def _templated(self, request: Request) -> list[int]:
         prompt = (Message("user", request.prompt),) if isinstance(request.prompt, str) else request.prompt
@@ -65,7 +65,11 @@ class PromptEncoder:
         except TemplateError as error:
             text = self._render_without_system(prompt, request, error)
         # The template writes the special tokens itself; the tokenizer must not add a second BOS.
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, add_special_tokens=False)
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        # Not verbose: a long text is fitted or refused by the window later on.
+        return self.tokenizer(text, verbose=False, **options)["input_ids"]
 
     def _render(self, messages: Sequence[Message], request: Request) -> str:
         return self.tokenizer.apply_chat_template(
