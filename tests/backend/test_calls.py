@@ -165,7 +165,7 @@ def test_positional_parameters_are_refused() -> None:
 
 def test_an_unknown_keyword_names_the_nearest_parameter() -> None:
     with pytest.raises(UnknownParameter, match="did you mean 'temperature'"):
-        ScriptedLLM().run("x", temprature=1)
+        ScriptedLLM().run("x", tempera=1)
 
 
 def test_a_stream_of_several_choices_is_refused() -> None:
