@@ -265,7 +265,7 @@ class BackendLLM(BaseLLM):
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())
-        self._warn_once(UnsupportedParameterWarning, prepared.left_out, f"is left out by {self.backend_name}")
+        self._warn_once(UnsupportedParameterWarning, prepared.left_out, f"is left out by the {self.backend_name} backend")
         self._warn_once(InertParameterWarning, prepared.inert, "has no effect in this mode")
         return prepared
 
