@@ -129,11 +129,13 @@ def test_a_callback_that_raises_ends_the_generation_with_its_own_error(plugin: M
         seen.append(chunk)
         raise Enough
 
-    with pytest.raises(Enough):
+    # Keeping the error keeps its frames: the model must not wait for them to go.
+    with pytest.raises(Enough) as caught:
         run_task(task(), stream_callback=callback, cache=cache)
     assert len(seen) == 1
     run_task(task(model="scripted:other"), cache=cache)
     assert len(cache) == 1, "the model was not given back"
+    assert caught.value.__cause__ is None
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
