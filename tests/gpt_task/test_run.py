@@ -10,6 +10,7 @@ import pytest
 import llmkit
 from llmkit.errors import (
     ContextLengthExceeded,
+    ModelClosed,
     ModelDownloadError,
     TaskArgsInvalid,
     TaskExecutionError,
@@ -133,9 +134,10 @@ def test_a_callback_that_raises_ends_the_generation_with_its_own_error(plugin: M
     with pytest.raises(Enough) as caught:
         run_task(task(), stream_callback=callback, cache=cache)
     assert len(seen) == 1
-    run_task(task(model="scripted:other"), cache=cache)
-    assert len(cache) == 1, "the model was not given back"
     assert caught.value.__cause__ is None
+    run_task(task(model="scripted:other"), cache=cache)
+    with pytest.raises(ModelClosed):
+        plugin.LOADED[0].run("x")
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
