@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 from llmkit import checkpoint
 from llmkit.errors import CheckpointError, ModelClosed, UnsupportedFeature
 from llmkit.events import EventLog
-from llmkit.history import PastTurns, parse_history
+from llmkit.history import PastTurns, parse_history, with_turn
 from llmkit.metrics import GenerationTiming, Metrics, MetricsSnapshot
 from llmkit.params import GenerationParams, Param, per_task
 from llmkit.prompts import get_style
@@ -179,13 +179,14 @@ class BaseLLM(ParameterSetters, ABC):
         """Answer one turn of a conversation.
 
         Without a history the object's own is used, and grows by both sides once the answer is there. A history that is
-        passed, as messages or as a transcript, is used instead and nothing is kept. Concurrent calls take turns.
+        passed, as messages (also none of them) or as a transcript, is used instead and nothing is kept. Concurrent
+        calls take turns.
         """
-        if history:
-            return self._answer((*parse_history(history), Message("user", task)), overrides)
         speaker, answerer = ("assistant", "user") if self._role(overrides) == "user" else ("user", "assistant")
+        turn = Message(speaker, checked_prompt(task))
+        if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
+            return self._answer(with_turn(parse_history(history), turn), overrides)
         with self._chat_turn:
-            turn = Message(speaker, checked_prompt(task))
             answer = self._answer((*self.history, turn), overrides)
             self.history = [*self.history, turn, Message(answerer, answer)]
         return answer

@@ -45,11 +45,11 @@ def parse_history(history: PastTurns) -> list[Message]:
     return [Message(_SPEAKERS[speaker.lower()], text.strip()) for speaker, text in turns]
 
 
-def with_turn(past: Sequence[Message], task: str) -> tuple[Message, ...]:
-    """The past and the new user turn; consecutive user messages become one, since most templates want turns."""
-    if past and past[-1].role == "user":
-        return (*past[:-1], Message("user", f"{past[-1].content}\n{task}"))
-    return (*past, Message("user", task))
+def with_turn(past: Sequence[Message], turn: Message) -> tuple[Message, ...]:
+    """The past and the new turn; two turns of one side become one, since most templates want them to alternate."""
+    if past and past[-1].role == turn.role:
+        return (*past[:-1], Message(turn.role, f"{past[-1].content}\n{turn.content}"))
+    return (*past, turn)
 
 
 def seen_from(role: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:

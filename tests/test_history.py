@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.errors import InvalidRequest
-from llmkit.history import parse_history, seen_from, with_system
+from llmkit.history import parse_history, seen_from, with_system, with_turn
 from llmkit.types import Message
 
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), st.text(max_size=9)))
@@ -59,3 +59,10 @@ def test_a_system_prompt_opens_a_conversation_that_has_none(messages: list[Messa
     else:
         assert opened == (Message("system", "be brief"), *messages)
     assert with_system(None, messages) == with_system("", messages) == tuple(messages)
+
+
+def test_two_turns_of_one_side_become_one() -> None:
+    past = [Message("assistant", "hi"), Message("user", "a")]
+    assert with_turn(past, Message("user", "b")) == (past[0], Message("user", "a\nb"))
+    assert with_turn(past, Message("assistant", "b")) == (*past, Message("assistant", "b"))
+    assert with_turn([], Message("user", "b")) == (Message("user", "b"),)
