@@ -81,10 +81,8 @@ def speak_utf8() -> None:
     streams: tuple[TextIO, ...] = (sys.stdin, sys.stdout, sys.stderr)
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper) and not (os.name == "nt" and stream.isatty()):
-            stream.reconfigure(encoding="utf-8")
-    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.isatty():
-        # One mistyped byte is no reason to end a conversation; in a file it is an error.
-        sys.stdin.reconfigure(errors="replace")
+            # A stray byte that is typed is no reason to end a conversation; in a file it is an error.
+            stream.reconfigure(encoding="utf-8", errors="replace" if stream.isatty() else "strict")
 
 
 def flush_stdout() -> None:
