@@ -30,12 +30,13 @@ fmt: $(VENV)/.dev-stamp  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: $(VENV)/.dev-stamp  ## ruff, import rules, spelling, freshness of the generated schema
+lint: $(VENV)/.dev-stamp  ## ruff, import rules, spelling, freshness of what is generated
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python -m tools.schema --check
+	$(BIN)/python -m tools.parameter_table --check
 
 types: $(VENV)/.dev-stamp  ## pyright, strict on llmkit and the backends
 	$(BIN)/pyright
