@@ -1,0 +1,53 @@
+"""Every example runs offline in a process of its own and prints what it is there to show."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MAX_LINES = 60
+
+PRINTED = {
+    "quickstart.py": (
+        "The capital of France is Paris.\n"
+        "Why did the model go to school? It wanted to improve its class.\n"
+        "The capital of Peru is Lima. 11 stop\n"
+    ),
+    "subclass.py": ("three two one\n['b a', 'd c']\nyou are how\n['user', 'assistant']\n4 generations\n"),
+    "chat.py": "1: The capital of Japan is Tokyo.\n2: The capital of Italy is Rome.\n4 messages\n",
+    "batch.py": (
+        "What is the capital of Spain? -> The capital of Spain is Madrid.\n"
+        "Tell me a joke. -> Why did the model go to school? It wanted to improve its class.\n"
+        "Translate to French: Good morning -> Bonjour\n"
+        "equal to single runs: True\n"
+    ),
+    "errors.py": (
+        "ParameterError: top_p must be in (0, 1], got 1.7\n"
+        "UnknownParameter: unknown parameter 'max_token'; did you mean 'max_tokens'?\n"
+        "ParameterError: num_beams and beam_width are one parameter, got 2 and 3\n"
+        "ParameterError: num_return_sequences must be <= num_beams, got 3 and 2\n"
+        "too long: True\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_prints_what_it_shows(name: str, tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=200,
+    )
+    assert (finished.returncode, finished.stdout) == (0, PRINTED[name]), finished.stderr
+    assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
