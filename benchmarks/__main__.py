@@ -1,0 +1,44 @@
+"""Runs the workloads and reports them.
+
+    python -m benchmarks                    all of them: a table, and build/bench/results.json
+    python -m benchmarks startup            one of them
+    python -m benchmarks --page             also write the table of docs/benchmarks.md
+
+A workload is a function that returns rows; adding one here is all that it takes. Timings mean something on a machine
+that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.measure import Row
+from benchmarks.overhead import overhead
+from benchmarks.report import machine, print_table, write_json, write_page
+from benchmarks.startup import startup
+
+ROOT = Path(__file__).parent.parent
+WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {"startup": startup, "overhead": overhead}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="llmkit against what it wraps.")
+    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench" / "results.json", metavar="FILE")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/benchmarks.md")
+    options = parser.parse_args()
+    unknown = set(options.workloads) - set(WORKLOADS)
+    if unknown:
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    facts = machine()
+    rows = [row for name in options.workloads or WORKLOADS for row in WORKLOADS[name]()]
+    print_table(rows, facts)
+    write_json(options.json, rows, facts)
+    if options.page:
+        write_page(ROOT / "docs" / "benchmarks.md", rows, facts)
+
+
+if __name__ == "__main__":
+    main()
