@@ -75,7 +75,7 @@ def test_a_bad_value_is_wrong_usage_and_found_before_the_model_is_looked_for(llm
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("temprature=1", "temperature"), ("pause=1", "pause_s"), ("devcie=cpu", "device")]
+    ("wrong", "right"), [("tempera=1", "temperature"), ("pause=1", "pause_s"), ("devic=cpu", "device")]
 )
 def test_a_misspelt_name_gets_the_nearest_of_library_and_backend(llmkit: Run, wrong: str, right: str) -> None:
     process = llmkit("run", "hi", "-m", "scripted:x", "-p", wrong)
