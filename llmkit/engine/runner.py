@@ -54,8 +54,8 @@ class Slice:
 class ModelRunner(Protocol):
     """Runs the model on slices of sequences, and keeps their keys and values.
 
-    Every method is called from one thread, the owner. A method that raises leaves all other sequences usable; the
-    engine frees those of the failed step.
+    Every method but `bytes_for` is called from one thread, the owner. A `step` that raises ends the requests in it, and
+    a `fork`, `truncate` or `new` that raises the request it was called for; all others must stay usable.
     """
 
     def new(self) -> KeysValues:
@@ -75,7 +75,10 @@ class ModelRunner(Protocol):
         ...
 
     def bytes_for(self, n_tokens: int) -> int:
-        """Bytes that keys and values of so many tokens take when read from empty; never less for more tokens."""
+        """Bytes that keys and values of so many tokens take when read from empty; never less for more tokens.
+
+        Pure arithmetic, called from any thread.
+        """
         ...
 
     def step(self, slices: Sequence[Slice]) -> list[list[int]]:
