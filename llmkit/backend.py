@@ -10,7 +10,8 @@ import inspect
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast, overload
 
@@ -166,13 +167,13 @@ class BackendLLM(BaseLLM):
     # --- GPT tasks --------------------------------------------------------------------------------------------------
 
     @overload
-    def execute(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTaskResponse: ...
+    def execute(self, task: GPTTask | Mapping[str, Any] | str | bytes) -> GPTTaskResponse: ...
     @overload
     def execute(
-        self, task: GPTTask | Mapping[str, Any] | str, *, stream: Literal[True]
+        self, task: GPTTask | Mapping[str, Any] | str | bytes, *, stream: Literal[True]
     ) -> Iterator[GPTTaskStreamChunk]: ...
     def execute(
-        self, task: GPTTask | Mapping[str, Any] | str, *, stream: bool = False
+        self, task: GPTTask | Mapping[str, Any] | str | bytes, *, stream: bool = False
     ) -> GPTTaskResponse | Iterator[GPTTaskStreamChunk]:
         """Run a GPT task on this model: a `GPTTask`, its dictionary, or its JSON.
 
@@ -189,7 +190,7 @@ class BackendLLM(BaseLLM):
             pass
         return GPTTaskResponse.of(task.model, call.completions()[0])
 
-    async def aexecute(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTaskResponse:
+    async def aexecute(self, task: GPTTask | Mapping[str, Any] | str | bytes) -> GPTTaskResponse:
         """`execute` without blocking the event loop."""
         task = self._own_task(task)
         completions = await self.acomplete_batch([task.to_request()])
@@ -205,7 +206,7 @@ class BackendLLM(BaseLLM):
             last = Chunk(0, choice.index, finish_reason=choice.finish_reason)
             yield GPTTaskStreamChunk.of(task.model, last, builder.usage)
 
-    def _own_task(self, task: GPTTask | Mapping[str, Any] | str) -> GPTTask:
+    def _own_task(self, task: GPTTask | Mapping[str, Any] | str | bytes) -> GPTTask:
         parsed = GPTTask.parse(task)
         problem = self._task_mismatch(parsed)
         if problem:
@@ -236,10 +237,10 @@ class BackendLLM(BaseLLM):
 
     def _folding(self, call: _Call) -> Iterator[Chunk]:
         """The chunks of a call, each folded into its completion as it passes."""
-        chunks = self._generate(call.requests) if call.requests else iter(())
-        for chunk in chunks:
-            call.builders[chunk.request].add(chunk)
-            yield chunk
+        with _closed_after(self._generate(call.requests) if call.requests else iter(())) as chunks:
+            for chunk in chunks:
+                call.builders[chunk.request].add(chunk)
+                yield chunk
         self._finish(call)
 
     async def _afolding(self, call: _Call) -> AsyncIterator[Chunk]:
@@ -250,6 +251,13 @@ class BackendLLM(BaseLLM):
         self._finish(call)
 
     def _finish(self, call: _Call) -> None:
+        """Record the figures of a call whose stream is over.
+
+        Raises:
+            GenerationError: it ended before every text had finished.
+        """
+        for builder in call.builders:
+            builder.choices()
         if not call.requests:
             return
         timings, usages = [b.timings for b in call.builders], [b.usage for b in call.builders]
@@ -265,7 +273,9 @@ class BackendLLM(BaseLLM):
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())
-        self._warn_once(UnsupportedParameterWarning, prepared.left_out, f"is left out by the {self.backend_name} backend")
+        self._warn_once(
+            UnsupportedParameterWarning, prepared.left_out, f"is left out by the {self.backend_name} backend"
+        )
         self._warn_once(InertParameterWarning, prepared.inert, "has no effect in this mode")
         return prepared
 
@@ -344,6 +354,16 @@ def _request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request
 def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:
     rows = per_task(overrides, len(checked_batch(tasks)))
     return [_request(task, row) for task, row in zip(tasks, rows, strict=True)]
+
+
+@contextmanager
+def _closed_after(chunks: Iterator[Chunk]) -> Generator[Iterator[Chunk]]:
+    """A stream that is closed with its reader, at once and not when garbage is collected."""
+    try:
+        yield chunks
+    finally:
+        close: Callable[[], None] = getattr(chunks, "close", lambda: None)
+        close()
 
 
 def _callers_level() -> int:

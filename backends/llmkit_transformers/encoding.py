@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from llmkit.errors import InvalidRequest, UnsupportedFeature
 from llmkit.types import Message, Request
 
 _RESERVED = ("messages", "tools", "add_generation_prompt", "tokenize", "conversation", "chat_template", "return_dict")
+
+
+class _GenerationBlocks(Extension):
+    """Reads `{% generation %}`, by which transformers' templates mark an assistant's text, as its contents."""
+
+    tags: ClassVar[set[str]] = {"generation"}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +70,30 @@ class PromptEncoder:
 
     def _templated(self, request: Request) -> list[int]:
         prompt = (Message("user", request.prompt),) if isinstance(request.prompt, str) else request.prompt
-        clash = sorted(set(request.template_args) & set(_RESERVED))
-        if clash:
-            raise InvalidRequest(f"template_args must not set {clash[0]!r}; llmkit sets it")
+        self._check_template_args(request)
         try:
             text = self._render(prompt, request)
         except TemplateError as error:
             text = self._render_without_system(prompt, request, error)
         # The template writes the special tokens itself; the tokenizer must not add a second BOS.
         return self._ids(text, add_special_tokens=False)
+
+    def _check_template_args(self, request: Request) -> None:
+        """Refuse what the template would ignore, or what is not the caller's to set."""
+        clash = sorted(set(request.template_args) & set(_RESERVED))
+        if clash:
+            raise InvalidRequest(f"template_args must not set {clash[0]!r}; llmkit sets it")
+        given = {*request.template_args, *(["tools"] if request.tools else [])}
+        ignored = sorted(given - self._template_variables()) if given else []
+        if ignored:
+            raise UnsupportedFeature(f"the model's chat template makes no use of {ignored[0]!r}")
+
+    def _template_variables(self) -> set[str]:
+        """Names that the template takes from outside; of several templates, all of theirs."""
+        templates: str | dict[str, str] = self.tokenizer.chat_template
+        sources = [templates] if isinstance(templates, str) else templates.values()
+        parse = Environment(extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]).parse
+        return {name for source in sources for name in meta.find_undeclared_variables(parse(source))}
 
     def _ids(self, text: str, **options: bool) -> list[int]:
         # Not verbose: a long text is fitted or refused by the window later on.

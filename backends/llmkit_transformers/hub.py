@@ -56,6 +56,8 @@ def find_model(name: str | None, *, local_files_only: bool = False) -> ModelFile
     """
     if name is None or name == EMBEDDED_MODEL:
         return _checked(ModelFiles(Path(str(files("llmkit") / "tiny")), EMBEDDED_MODEL))
+    if name.startswith(f"{EMBEDDED_MODEL}@"):
+        raise ModelInvalid(f"the embedded model has no revisions, got {name!r}")
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(ModelFiles(path, name))
