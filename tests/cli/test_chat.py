@@ -24,7 +24,7 @@ def test_behind_a_pipe_stdout_is_the_answers_alone(llmkit: Run) -> None:
 
 
 def test_behind_a_pipe_commands_work_and_words_go_to_stderr(llmkit: Run, tmp_path: Path) -> None:
-    process = llmkit("chat", *SCRIPTED, "--system", "be kind", stdin="a\n/hel\n/save chat.jsonl\n/exit\nb\n")
+    process = llmkit("chat", *SCRIPTED, "--system", "be kind", stdin="a\n/helpp\n/save chat.jsonl\n/exit\nb\n")
     assert (process.returncode, process.stdout) == (0, "you said a é😀\n")
     assert "did you mean '/help'?" in process.stderr
     assert len((tmp_path / "chat.jsonl").read_text().splitlines()) == 3

@@ -105,7 +105,9 @@ def test_clear_forgets_the_turns_and_keeps_the_system_prompt() -> None:
     assert talk("a", "/clear") == [("system", "be kind")]
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("/clea", "/clear"), ("/exti", "/exit"), ("/syste be kind", "/system")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("/clearr", "/clear"), ("/exti", "/exit"), ("/systemm be kind", "/system")]
+)
 def test_an_unknown_command_gets_the_nearest_and_is_not_sent(typed: str, meant: str) -> None:
     talk = Talk(ScriptedLLM())
     assert talk(typed) == []

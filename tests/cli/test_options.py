@@ -74,9 +74,7 @@ def test_a_bad_value_is_wrong_usage_and_found_before_the_model_is_looked_for(llm
     assert process.stderr == "error: top_p must be in (0, 1], got 1.7\n"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("tempera=1", "temperature"), ("pause=1", "pause_s"), ("devic=cpu", "device")]
-)
+@pytest.mark.parametrize(("wrong", "right"), [("top_pp=1", "top_p"), ("pause=1", "pause_s"), ("device_=cpu", "device")])
 def test_a_misspelt_name_gets_the_nearest_of_library_and_backend(llmkit: Run, wrong: str, right: str) -> None:
     process = llmkit("run", "hi", "-m", "scripted:x", "-p", wrong)
     assert process.returncode == 2
