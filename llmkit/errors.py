@@ -7,6 +7,8 @@ LLMKitError
 ├── UnsupportedFeature (ValueError)        the backend cannot do what was asked (images, tools without a template)
 ├── InvalidRequest (ValueError)            an empty task, an unknown role, a malformed message
 ├── ContextLengthExceeded (ValueError)     the prompt leaves no room to generate
+├── CacheBudgetExceeded (ValueError)       a request whose keys and values can never fit in the budget
+├── QueueFull (RuntimeError)               as many requests wait as may; asked not to wait for a place
 ├── ModelClosed (RuntimeError)             a call after close()
 ├── GenerationError (RuntimeError)         the backend failed while generating
 ├── UnknownBackend (ValueError)            no backend of that name is installed
@@ -85,6 +87,35 @@ class ContextLengthExceeded(LLMKitError, ValueError):
             f"the prompt has {prompt_tokens} tokens, which leaves no room for {wanted} within the limit of {limit}; "
             "shorten the prompt"
         )
+
+
+class CacheBudgetExceeded(LLMKitError, ValueError):
+    """A request that cannot fit in the memory for keys and values, however long it waits.
+
+    Attributes:
+        needed_bytes: what the request may grow to.
+        budget_bytes: what all requests and the cache may take together.
+    """
+
+    def __init__(self, n_tokens: int, n_choices: int, needed_bytes: int, budget_bytes: int) -> None:
+        self.needed_bytes, self.budget_bytes = needed_bytes, budget_bytes
+        super().__init__(
+            f"{n_choices} x {n_tokens} tokens (prompt and max_tokens of each choice) need {needed_bytes:,} bytes of "
+            f"keys and values, which is more than the budget of {budget_bytes:,} bytes; lower max_tokens, shorten the "
+            "prompt, or raise the budget"
+        )
+
+
+class QueueFull(LLMKitError, RuntimeError):
+    """As many requests wait already as may.
+
+    Attributes:
+        max_waiting: how many that is.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        super().__init__(f"max_waiting is {max_waiting}, and so many requests wait already; try again later")
 
 
 class ModelClosed(LLMKitError, RuntimeError):
