@@ -1,0 +1,52 @@
+"""The reference page of the parameters says what the code says."""
+
+import re
+
+import pytest
+
+from llmkit.capabilities import ALL_PARAMS, Capabilities
+from llmkit.params import SPECS
+from tools import parameter_table
+
+BACKENDS = {"all": Capabilities(params=ALL_PARAMS), "few": Capabilities(params=frozenset({"seed"}))}
+
+
+def rows() -> dict[str, list[str]]:
+    """Cells of each row by the parameter's name; a `|` inside a cell is escaped."""
+    lines = parameter_table.table(BACKENDS).splitlines()[2:]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_every_parameter_has_a_row_with_all_columns() -> None:
+    assert list(rows()) == list(SPECS)
+    assert {len(row) for row in rows().values()} == {3 + len(BACKENDS)}
+
+
+def test_every_alias_is_named_in_its_row() -> None:
+    for name, spec in SPECS.items():
+        assert all(f"`{alias}`" in rows()[name][0] for alias in spec.aliases)
+
+
+def test_support_is_what_each_backend_declares() -> None:
+    assert {name: row[3:] for name, row in rows().items()} == {
+        name: ["yes", "yes" if name == "seed" else "no"] for name in SPECS
+    }
+
+
+def test_only_the_table_of_the_page_is_replaced() -> None:
+    page = f"before\n{parameter_table.BEGIN}\nold\n{parameter_table.END}\nafter\n"
+    fresh = parameter_table.with_table(page, "| new |\n")
+    assert fresh == f"before\n{parameter_table.BEGIN}\n\n| new |\n\n{parameter_table.END}\nafter\n"
+    assert parameter_table.with_table(fresh, "| new |\n") == fresh
+
+
+def test_check_passes_on_the_committed_page_and_names_the_command_on_a_stale_one(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("torch")
+    assert parameter_table.main(["--check"]) is None
+    stale = tmp_path / "parameters.md"
+    stale.write_text(f"{parameter_table.BEGIN}\n{parameter_table.END}\n", encoding="utf-8")
+    monkeypatch.setattr(parameter_table, "PATH", stale)
+    assert "run: python -m tools.parameter_table" in str(parameter_table.main(["--check"]))
+    assert parameter_table.main([]) is None
+    assert parameter_table.main(["--check"]) is None
