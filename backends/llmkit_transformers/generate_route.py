@@ -5,7 +5,7 @@ It turns requests into batches and tokens into chunks. It knows nothing of promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Lock
@@ -20,6 +20,7 @@ from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, has_penalties, penalised
+from llmkit_transformers.settings import window
 
 Emit = Callable[[Chunk], None]
 Decode = Callable[[Sequence[int]], str]
@@ -44,31 +45,37 @@ class Numbered:
         return self.request.params
 
 
-def batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Numbered]]:
+def batches(
+    requests: Sequence[Request], batch_size: int, shared: Callable[[GenerationParams], Hashable]
+) -> Iterator[list[Numbered]]:
     """Requests in the groups that run together.
 
     A reproducible request runs alone, because a batch's padding and shape change the bits; so does beam search. The
     others are sorted by length, longest first, so that little is padded and memory is short early rather than late.
-    Only rows that end at the same EOS tokens share a batch.
 
     Args:
         requests: encoded requests.
         batch_size: rows that may run together; a request with more choices gets a batch of its own.
+        shared: what all rows of a batch must have in common.
     """
-    numbered = [Numbered(index, request) for index, request in enumerate(requests)]
-    alone = [one for one in numbered if one.request.reproducible or one.params.uses_beams]
-    together = [one for one in numbered if one not in alone]
-    together.sort(key=lambda one: (one.params.eos_token_ids, -len(one.prompt_ids)))
+    alone: list[Numbered] = []
+    together: dict[Hashable, list[Numbered]] = {}
+    for one in (Numbered(index, request) for index, request in enumerate(requests)):
+        runs_alone = one.request.reproducible or one.params.uses_beams
+        (alone if runs_alone else together.setdefault(shared(one.params), [])).append(one)
+    for members in together.values():
+        yield from _cut(sorted(members, key=lambda one: -len(one.prompt_ids)), batch_size)
+    yield from ([one] for one in alone)
+
+
+def _cut(members: Sequence[Numbered], batch_size: int) -> Iterator[list[Numbered]]:
     group: list[Numbered] = []
-    for one in together:
-        n_rows = sum(member.params.n for member in group) + one.params.n
-        if group and (n_rows > batch_size or group[0].params.eos_token_ids != one.params.eos_token_ids):
+    for one in members:
+        if group and sum(member.params.n for member in group) + one.params.n > batch_size:
             yield group
             group = []
         group.append(one)
-    if group:
-        yield group
-    yield from ([one] for one in alone)
+    yield group
 
 
 @dataclass(slots=True)
@@ -112,7 +119,7 @@ class GenerateRoute:
                 **self._inputs([one.prompt_ids], params),
                 generation_config=self._beam_config(params),
                 logits_processor=LogitsProcessorList([_Penalise(self.penalty_context(one), n_before, params)]),
-                stopping_criteria=StoppingCriteriaList([_StopBeams(self.decode, params, n_before, cancelled)]),
+                stopping_criteria=StoppingCriteriaList([_StopBeams(self.decode, one, n_before, emit, cancelled)]),
             )
         texts = _token_rows(sequences[:, n_before:])
         for choice, sequence in enumerate(texts):
@@ -125,6 +132,18 @@ class GenerateRoute:
     def is_encoder_decoder(self) -> bool:
         """Whether prompts go to an encoder."""
         return bool(self.loaded.model.config.is_encoder_decoder)
+
+    def shared(self, params: GenerationParams) -> Hashable:
+        """What all rows of a batch must have in common, since `generate` applies it to the batch as a whole."""
+        forced_last = cast("int | None", self.settings.forced_eos_token_id)
+        limit = None if forced_last is None else params.max_tokens
+        return params.eos_token_ids, params.bos_token_id if self.is_encoder_decoder else None, limit
+
+    def max_new_tokens(self, params: GenerationParams) -> int:
+        """The request's limit, which knows the prompt's room; a decoder that has its own positions limits it too."""
+        positions = window(self.loaded.model.config) if self.is_encoder_decoder else None
+        wanted = params.max_tokens or 1
+        return wanted if positions is None else max(1, min(wanted, positions - 1))
 
     def penalty_context(self, one: Numbered) -> tuple[int, ...]:
         """Prompt tokens that the repetition penalty counts: those that the decoder sees."""
@@ -156,10 +175,11 @@ class GenerateRoute:
             pad_token_id=self._pad_id(params),
             decoder_start_token_id=self._decoder_start(params),
             use_cache=True,
+            return_dict_in_generate=False,
         )
 
     def _beam_config(self, params: GenerationParams) -> GenerationConfig:
-        config = self._config(params, params.max_tokens or 1)
+        config = self._config(params, self.max_new_tokens(params))
         config.num_beams, config.num_return_sequences = params.num_beams, params.n
         config.early_stopping = False if params.early_stopping is None else params.early_stopping
         config.length_penalty = 1.0 if params.length_penalty is None else params.length_penalty
@@ -184,7 +204,7 @@ class _Row:
         params = request.params
         self.request, self.choice = request, choice
         self.context = route.penalty_context(request)
-        self.max_tokens = params.max_tokens or 1
+        self.max_tokens = route.max_new_tokens(params)
         self.sampler = Sampler(params, choice, route.settings)
         self.text = OutputText(
             route.decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=self.max_tokens
@@ -252,18 +272,20 @@ class _Penalise(LogitsProcessor):
 
 @dataclass
 class _StopBeams(StoppingCriteria):
-    """Ends a beam at a stop string."""
+    """Ends a beam at a stop string, and tells the reader at every step that work goes on, so that it can leave."""
 
     decode: Decode
-    params: GenerationParams
+    one: Numbered
     n_before: int
+    emit: Emit
     cancelled: Event
     stops: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stops = self.params.stop_strings
+        self.stops = self.one.params.stop_strings
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.emit(Chunk(self.one.index))
         generated = _token_rows(input_ids[:, self.n_before :])
         texts = [self.decode(tokens) if self.stops else "" for tokens in generated]
         done = [self.cancelled.is_set() or any(stop in text for stop in self.stops) for text in texts]

@@ -33,7 +33,7 @@ from llmkit_transformers.encoding import PromptEncoder
 from llmkit_transformers.generate_route import GenerateRoute, Numbered, batches
 from llmkit_transformers.identity import folder_digest, weights_digest
 from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_model
-from llmkit_transformers.settings import ModelSettings, window
+from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
 
 
 class TransformersLLM(BackendLLM):
@@ -158,19 +158,27 @@ class TransformersLLM(BackendLLM):
     # --- generating -------------------------------------------------------------------------------------------------
 
     def _encode(self, request: Request) -> Sequence[int]:
-        self._require()
+        self._check_token_ids(request.params)
         ids = self._encoder.encode(request)
         positions = window(self.model.config) if self._route.is_encoder_decoder else None
         if positions is not None and len(ids) > positions:
             raise ContextLengthExceeded(len(ids), request.params.max_tokens, positions)
         return ids
 
+    def _check_token_ids(self, params: GenerationParams) -> None:
+        """Refuse what would be looked up beyond the embeddings, which on a GPU ends the process."""
+        n_tokens = vocabulary_size(self._require())
+        for name in ("bos_token_id", "pad_token_id"):
+            token_id = getattr(params, name)
+            if token_id is not None and token_id >= n_tokens:
+                raise ParameterError(f"{name} must be below the vocabulary's size of {n_tokens}, got {token_id}")
+
     def _num_tokens(self, text: str) -> int:
         """Tokens of a text by the model's own tokenizer, special tokens not counted."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
-        for group in batches(requests, self.batch_size):
+        for group in batches(requests, self.batch_size, self._route.shared):
             yield from self._in_own_thread(group)
 
     def _in_own_thread(self, group: Sequence[Numbered]) -> Iterator[Chunk]:

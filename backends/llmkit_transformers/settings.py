@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationConfig
 
@@ -37,12 +37,16 @@ _OURS = {
 _REFUSED = (
     "assistant_early_exit",
     "constraints",
+    "diversity_penalty",
     "dola_layers",
     "force_words_ids",
+    "num_beam_groups",
     "penalty_alpha",
     "prompt_lookup_num_tokens",
+    "token_healing",
     "watermarking_config",
 )
+_NEUTRAL = {"num_beam_groups": 1}
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -66,7 +70,7 @@ class ModelSettings:
             ModelInvalid: a field can be neither applied nor left to `generate`, or has an impossible value.
         """
         config = deepcopy(loaded.model.generation_config or GenerationConfig())
-        refused = [name for name in _REFUSED if getattr(config, name, None) is not None]
+        refused = [name for name in _REFUSED if getattr(config, name, None) not in (None, False, 0, _NEUTRAL.get(name))]
         if refused:
             raise ModelInvalid(
                 f"{loaded.files.name!r} sets {refused[0]} in its generation config; llmkit cannot honour it"
@@ -84,6 +88,9 @@ def _params(config: GenerationConfig, loaded: LoadedModel) -> GenerationParams:
         values["eos_token_id"] = loaded.tokenizer.eos_token_id
     if values["pad_token_id"] is None:
         values["pad_token_id"] = loaded.tokenizer.pad_token_id
+    if values["pad_token_id"] not in range(vocabulary_size(loaded)):
+        # Some models name -1, or a token that was added to the tokenizer alone; padding is masked, any token does.
+        values["pad_token_id"] = None
     if loaded.model.config.is_encoder_decoder and values["max_length"] is not None:
         # Here transformers counts the decoder's tokens alone, its start token included.
         values["max_tokens"] = values["max_tokens"] or max(1, values["max_length"] - 1)
@@ -94,7 +101,14 @@ def _params(config: GenerationConfig, loaded: LoadedModel) -> GenerationParams:
         raise ModelInvalid(f"{loaded.files.name!r} has an impossible generation config: {error}") from error
 
 
+def vocabulary_size(loaded: LoadedModel) -> int:
+    """Tokens that the model has embeddings for; a tokenizer may know more or fewer."""
+    return int(cast("Any", loaded.model.get_input_embeddings()).num_embeddings)
+
+
 def window(config: Any) -> int | None:
     """Positions that a model has; None where its config names none."""
-    sizes = (getattr(config, name, None) for name in _WINDOW_NAMES)
+    # An encoder-decoder such as T5 may name `n_positions` and count them relatively, without any limit.
+    names = _WINDOW_NAMES[:1] if config.is_encoder_decoder else _WINDOW_NAMES
+    sizes = (getattr(config, name, None) for name in names)
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
