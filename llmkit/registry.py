@@ -5,6 +5,7 @@ Listing reads metadata alone; a backend is imported when a model is loaded with 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def available_backends() -> dict[str, BackendInfo]:
     return {name: _info(point) for name, point in sorted(_points().items())}
 
 
-def load(model: str | None = None, **params: Any) -> BackendLLM:
+def load(model: str | os.PathLike[str] | None = None, **params: Any) -> BackendLLM:
     """A model, ready to run.
 
     Args:
@@ -65,7 +66,7 @@ def load(model: str | None = None, **params: Any) -> BackendLLM:
         BackendUnavailable: the backend's dependencies are missing.
         ModelError: the model cannot be had.
     """
-    backend, name = resolve_name(model)
+    backend, name = resolve_name(os.fspath(model) if isinstance(model, os.PathLike) else model)
     return backend_class(backend)(name, **params)
 
 

@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -88,6 +89,9 @@ def load_model(name: str | None, options: LoadOptions) -> LoadedModel:
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(
             found.folder, trust_remote_code=options.trust_remote_code
         )
+        if (found.folder / "generation_config.json").exists():
+            # transformers passes over a damaged one in silence, and with it over the model's EOS tokens.
+            GenerationConfig.from_pretrained(found.folder)
         model = _load_weights(found, config, options)
     return LoadedModel(model.eval(), tokenizer, found, options)
 
@@ -151,8 +155,9 @@ def _loading_errors(found: ModelFiles) -> Generator[None]:
         yield
     except SafetensorError as error:
         raise ModelInvalid(f"{found.name!r} has a damaged safetensors file in {found.folder}: {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, ModelInvalid):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        # What a config with impossible numbers breaks is up to each model's code.
+        if isinstance(error, (ModelInvalid, torch.OutOfMemoryError)):
             raise
         raise ModelInvalid(f"{found.name!r} in {found.folder} cannot be loaded: {error}") from error
 
