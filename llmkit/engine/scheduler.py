@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from llmkit.engine.prefix_cache import PrefixCache, n_common
 from llmkit.engine.runner import TILE
@@ -58,7 +59,7 @@ class Scheduler:
         self.waiting: dict[EngineRequest, Waiting] = {}
         self.running: dict[TokenSequence, None] = {}
         self.n_steps = 0
-        self._n_arrived = 0
+        self._n_arrived, self._turns = 0, count(1)
 
     def check(self, request: EngineRequest) -> None:
         """Refuse a request that can never run; safe in any thread.
@@ -115,10 +116,10 @@ class Scheduler:
         return shares
 
     def _decoding_shares(self, n_slots: int) -> list[Share]:
-        """One token each; where there are more sequences than slots, those that waited longest go first."""
-        decoding = sorted((s for s in self.running if s.is_decoding), key=lambda s: s.last_step)[:n_slots]
+        """One token each; where there are more sequences than slots, they take turns."""
+        decoding = sorted((s for s in self.running if s.is_decoding), key=lambda s: s.last_turn)[:n_slots]
         for sequence in decoding:
-            sequence.last_step = self.n_steps
+            sequence.last_turn = next(self._turns)
         return [Share(sequence, 1) for sequence in decoding]
 
     def _still_reading(self, waiting: Waiting) -> bool:

@@ -123,7 +123,7 @@ class TokenSequence:
         choices: whose text this is: all choices share one sequence until the prompt is read, then each has its own.
         prefix: the tokens read so far.
         unread: the tokens still to read: of the prompt, or the one generated last.
-        last_step: the last step that read for it.
+        last_turn: when it last had a turn to decode; the lower, the longer ago.
     """
 
     request: EngineRequest
@@ -131,7 +131,7 @@ class TokenSequence:
     choices: tuple[int, ...]
     prefix: Prefix
     unread: list[int]
-    last_step: int = 0
+    last_turn: int = 0
 
     @property
     def is_decoding(self) -> bool:

@@ -151,7 +151,8 @@ class FakeRunner:
         _require(len(slices) > 0, "an empty step")
         _require(len({id(part.keys_values) for part in slices}) == len(slices), "two slices of one sequence")
         self.steps.append([len(part.token_ids) for part in slices])
-        time.sleep(self._delay_s)
+        if self._delay_s:
+            time.sleep(self._delay_s)
         if len(self.steps) in self._fail_at:
             for part in slices[::2]:
                 self._read(part)
@@ -163,7 +164,6 @@ class FakeRunner:
     def close(self) -> None:
         """Nothing is left to free."""
         self._check_owner()
-        _require(not self.is_closed, "closed twice")
         _require(not self.in_use, f"closed with {len(self.in_use)} sequences in use")
         self.is_closed = True
 
@@ -184,7 +184,7 @@ class FakeRunner:
 
     def _own(self, keys_values: KeysValues) -> FakeKeysValues:
         self._check_owner()
-        _require(isinstance(keys_values, FakeKeysValues), f"{keys_values!r} is of another runner")
+        _require(isinstance(keys_values, FakeKeysValues), "keys and values of another kind of runner")
         own = cast("FakeKeysValues", keys_values)
         _require(not own.is_freed, "used after it was freed")
         _require(own in self.in_use, "keys and values of another runner")
