@@ -305,6 +305,7 @@ class BaseLLM(ParameterSetters, ABC):
         params, history, metrics = _parsed_state(state)
         if loaded.weights is not None:
             self._load_weights(loaded.weights)
+            self._model_name = state.get("model_name")
         elif state.get("model_name") != self.model_name:
             self.model_name = state.get("model_name")
         self.params, self.history, self._metrics = params, history, metrics
