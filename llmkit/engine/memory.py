@@ -132,8 +132,8 @@ class KVMemory:
             return self._adopted(match, request)
         if not stays:
             return None
-        self.cache.touch(source)
-        self._make_room(request, keep=source)
+        self.cache.touch(source)  # so it would be evicted last, and there is room beside it
+        self._make_room(request)
         prefix = self._copied(source, match.n_tokens, request.reproducible)
         self.n_forked += 1
         return prefix
@@ -165,10 +165,10 @@ class KVMemory:
         self.live[prefix] = 0
         return prefix
 
-    def _make_room(self, request: EngineRequest, keep: Prefix | None = None) -> None:
+    def _make_room(self, request: EngineRequest) -> None:
         """Evict idle prefixes, the least recently used first, until the request fits beside what is left."""
         room = self.budget_bytes - self.reserved_bytes - self.bytes_each(request) * request.n_choices
-        for prefix in [p for p in self.cache.idle if p is not keep]:
+        for prefix in list(self.cache.idle):
             if self.cached_bytes <= room:
                 return
             self.discard(prefix)

@@ -12,6 +12,7 @@ from llmkit.engine.prefix_cache import BlockHash, hash_block
 from llmkit.engine.runner import TILE, KeysValues
 from llmkit.errors import CacheBudgetExceeded, GenerationError, InvalidRequest
 from llmkit.testing.fake_runner import FakeKeysValues, FakeRunner, FakeRunnerError
+from llmkit.text import OutputText
 from tests.engine.harness import SOME_EOS, Driver, alone, decode, make_request
 
 
@@ -125,6 +126,18 @@ def test_a_request_ends_in_time_while_others_keep_coming(
     assert request not in driver.open
 
 
+def test_nobody_passes_a_request_that_waits_for_memory() -> None:
+    driver = Driver(kv_budget_bytes=4 * TILE)
+    driver.add(make_request([1], max_tokens=10))
+    driver.step()
+    big = make_request([2], max_tokens=200)
+    driver.add(big)
+    for n in range(250):
+        driver.add(make_request([3 + n], max_tokens=10))
+        driver.step()
+    assert big not in driver.open
+
+
 def test_a_shared_beginning_is_read_once() -> None:
     rng, driver = random.Random(1), Driver(max_running=64)
     common = rng.choices(range(1000), k=400)
@@ -176,6 +189,16 @@ def test_choices_that_end_with_their_first_token_are_not_copied() -> None:
     driver.run(request)
     assert driver.runner.n_forked == 0
     assert driver.tokens[request] == alone(request)
+
+
+def test_what_was_promised_to_choices_that_ended_is_free_again() -> None:
+    driver, request = Driver(), make_request([1, 2, 3], n=4, max_tokens=100)
+    ends = [tokens[0] for tokens in alone(request)[::2]]
+    driver.add(make_request([1, 2, 3], n=4, max_tokens=100, eos_ids=ends))
+    driver.step()
+    figures = driver.engine.figures()
+    assert figures.running_sequences == 2
+    assert figures.live_bytes + figures.promised_bytes == 2 * driver.runner.bytes_for(103)
 
 
 def test_a_chat_turn_reads_only_what_is_new() -> None:
@@ -257,12 +280,21 @@ def test_a_step_that_raises_fails_its_own_requests_and_no_others() -> None:
     driver.close()
 
 
-def test_what_a_failed_step_read_is_not_reused() -> None:
-    driver = Driver(FakeRunner(fail_at={1}))
+def test_who_had_no_part_in_a_failed_step_goes_on() -> None:
+    driver = Driver(FakeRunner(fail_at={5}), tokens_per_step=2)
+    requests = [make_request([n], max_tokens=8) for n in range(3)]
+    driver.run(*requests)
+    assert 0 < len(driver.failed) < 3
+    for request in set(requests) - set(driver.failed):
+        assert driver.tokens[request] == alone(request)
+
+
+def test_what_a_failed_request_read_is_not_reused() -> None:
+    driver = Driver(FakeRunner(fail_at={3}), tokens_per_step=64)
     driver.run(make_request(range(200)))
+    assert driver.engine.figures().cached_prefixes == 0
     request = make_request(range(200))
     driver.run(request)
-    assert driver.engine.figures().hit_requests == 0
     assert driver.tokens[request] == alone(request)
 
 
@@ -277,23 +309,20 @@ def test_failures_leave_no_trace_in_the_others(seed: int, fail_at: set[int]) -> 
     scenario.driver.close()
 
 
-def test_a_text_that_cannot_be_decoded_fails_its_own_request() -> None:
-    class Broken:
-        token_ids: Sequence[int] = ()
-        finish_reason = None
-
-        def feed(self, token_id: int) -> str:
+@pytest.mark.parametrize("n_tokens", [1, 2])
+def test_a_text_that_cannot_be_decoded_fails_its_own_request(n_tokens: int) -> None:
+    def decode_some(token_ids: Sequence[int]) -> str:
+        if len(token_ids) == n_tokens:
             raise UnicodeError("no such token")
-
-        def end(self, reason: str) -> str:
-            raise AssertionError
+        return "."
 
     driver = Driver()
-    broken, sound = make_request([1], n=2), make_request([2])
-    broken.outputs = [broken.outputs[0], Broken()]
+    broken, sound = make_request([1], n=3), make_request([2])
+    broken.outputs = [OutputText(decode_some), *broken.outputs[1:]]
     driver.run(broken, sound)
     assert isinstance(driver.failed[broken].__cause__, UnicodeError)
     assert driver.tokens[sound] == alone(sound)
+    driver.close()
 
 
 class RefusesToFork(FakeRunner):

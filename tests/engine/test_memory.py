@@ -171,6 +171,15 @@ def test_prefixes_of_what_is_kept_are_dropped() -> None:
     assert set(books.memory.cache.idle) == {longer, long}
 
 
+def test_a_reproducible_prefix_replaces_the_fast_ones_with_which_it_begins() -> None:
+    books = Books(10)
+    shorter, other = books.keep([1] * 70), books.keep([2] * 70)
+    exact = books.keep([1] * 200, reproducible=True)
+    assert list(books.memory.cache.idle) == [other, exact]
+    assert not books.holds(shorter)
+    assert books.memory.cached_bytes == books.runner.allocated_bytes
+
+
 def test_a_fast_prefix_does_not_replace_a_reproducible_one() -> None:
     books = Books(10)
     fast, exact = books.begin([1] * 50), books.begin([1] * 50, reproducible=True)

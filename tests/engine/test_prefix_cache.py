@@ -86,6 +86,13 @@ def test_prefixes_of_each_other_are_found(
     assert sorted(map(id, cache.covered_by(prefix))) == sorted(map(id, covered))
 
 
+def test_a_prefix_that_is_cut_is_still_found_where_hashes_collide() -> None:
+    cache = PrefixCache(constant_hash)
+    prefix = added(cache, [1] * 200)
+    cache.truncate(prefix, 100)
+    check_longest(cache, [prefix], [1] * 300, False)
+
+
 def test_nothing_in_common_is_no_match() -> None:
     cache = PrefixCache()
     added(cache, [1, 2, 3])
