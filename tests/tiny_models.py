@@ -171,6 +171,7 @@ def build(
     eos: int | list[int] | None = EOS,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    **sizes: int,
 ) -> Path:
     """Write a model to a folder and return it.
 
@@ -182,10 +183,11 @@ def build(
         eos: the EOS of its config; None for a model that knows none.
         seed: of its random weights.
         dtype: of its weights.
+        sizes: entries of its config in place of the family's.
     """
     tokenizer = tokenizer or wrapped(byte_level_tokenizer())
     config = FAMILIES[family](len(tokenizer))
-    config.bos_token_id, config.eos_token_id = BOS, eos
+    config.update({"bos_token_id": BOS, "eos_token_id": eos, **sizes})
     config.pad_token_id = tokenizer.pad_token_id
     if family not in ("mamba", "t5"):
         config.initializer_range = 0.3
