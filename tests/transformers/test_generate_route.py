@@ -15,7 +15,7 @@ from llmkit.errors import GenerationError, InertParameterWarning, ParameterError
 from llmkit.params import GenerationParams
 from llmkit.types import Request
 from llmkit_transformers import TransformersLLM
-from llmkit_transformers.generate_route import batches
+from llmkit_transformers.generate_route import Numbered, batches
 from tests import tiny_models
 
 PROMPT = "how are you"
@@ -81,7 +81,9 @@ def test_repetition_penalty_does_not_count_padding(llm: TransformersLLM) -> None
             assert batch == [llm.run(task, max_tokens=12, **params) for task in tasks]
 
 
-def test_padding_takes_effect_only_where_rows_are_padded(llm: TransformersLLM) -> None:
+def test_padding_takes_effect_only_where_rows_are_padded(model_folder: Any) -> None:
+    llm = TransformersLLM(str(model_folder()), engine=False)
+
     def completions(tasks: list[str]) -> Any:
         params = GenerationParams(max_tokens=2, pad_token_id=9)
         return llm.complete_batch([Request(task, params) for task in tasks])
@@ -131,7 +133,8 @@ def test_groups_keep_within_the_batch_size_and_reproducible_requests_run_alone()
         request(1),
         request(1, eos_token_id=5),
     ]
-    groups = [[one.index for one in group] for group in batches(requests, 3, lambda params: params.eos_token_ids)]
+    numbered = [Numbered(index, request) for index, request in enumerate(requests)]
+    groups = [[one.index for one in group] for group in batches(numbered, 3, lambda params: params.eos_token_ids)]
     assert sorted(index for group in groups for index in group) == list(range(7))
     assert [1, 3] in groups
     assert [2] in groups
@@ -334,9 +337,8 @@ def test_a_failure_of_the_model_is_an_error_of_the_call_and_of_no_other(llm: Tra
         raise RuntimeError("broken layer")
 
     handle = llm.model.register_forward_pre_hook(fail)
-    with pytest.raises(GenerationError, match="broken layer"):
+    with handle, pytest.raises(GenerationError, match="broken layer"):
         llm.run("x")
-    handle.remove()
     assert llm.run("x", max_tokens=2)
 
 
@@ -345,9 +347,9 @@ def test_out_of_memory_passes_through(llm: TransformersLLM) -> None:
         raise MemoryError
 
     handle = llm.model.register_forward_pre_hook(fail)
-    with pytest.raises(MemoryError):
+    with handle, pytest.raises(MemoryError):
         llm.run("x")
-    handle.remove()
+    assert llm.run("x", max_tokens=2)
 
 
 @pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id"])
