@@ -1,4 +1,4 @@
-"""Tiny models on disk and loaded, built once per session."""
+"""Tiny models on disk and loaded, built once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests import tiny_models
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Matrices of 32 columns are slower with two threads, and much slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -23,7 +23,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a family's plain model, built at first use."""
     root, built = tmp_path_factory.mktemp("models"), {}
@@ -36,8 +36,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     return folder
 
 
-@pytest.fixture(scope="session")
-def loaded(model_folder: Callable[..., Path]) -> Iterator[Callable[..., TransformersLLM]]:
+@pytest.fixture(scope="package")
+def loaded(model_folder: Callable[..., Path], one_thread: None) -> Iterator[Callable[..., TransformersLLM]]:
     """A family's plain model, shared by all tests that do not change it."""
     ready: dict[str, TransformersLLM] = {}
 
@@ -51,7 +51,7 @@ def loaded(model_folder: Callable[..., Path]) -> Iterator[Callable[..., Transfor
         llm.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def llm(loaded: Callable[..., TransformersLLM]) -> TransformersLLM:
     """The shared Llama."""
     return loaded("llama")
