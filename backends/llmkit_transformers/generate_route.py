@@ -46,7 +46,7 @@ class Numbered:
 
 
 def batches(
-    requests: Sequence[Request], batch_size: int, shared: Callable[[GenerationParams], Hashable]
+    requests: Sequence[Numbered], batch_size: int, shared: Callable[[GenerationParams], Hashable]
 ) -> Iterator[list[Numbered]]:
     """Requests in the groups that run together.
 
@@ -60,7 +60,7 @@ def batches(
     """
     alone: list[Numbered] = []
     together: dict[Hashable, list[Numbered]] = {}
-    for one in (Numbered(index, request) for index, request in enumerate(requests)):
+    for one in requests:
         runs_alone = one.request.reproducible or one.params.uses_beams
         (alone if runs_alone else together.setdefault(shared(one.params), [])).append(one)
     for members in together.values():
@@ -80,15 +80,16 @@ def _cut(members: Sequence[Numbered], batch_size: int) -> Iterator[list[Numbered
 
 @dataclass(slots=True)
 class GenerateRoute:
-    """Runs groups of requests through `model.generate`. Not thread-safe: one thread generates at a time."""
+    """Runs groups of requests through `model.generate`; one at a time, since all hold the model's lock."""
 
     loaded: LoadedModel
     decode: Decode
     settings: GenerationConfig
+    lock: Lock = field(default_factory=Lock)
 
     def run(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         """Generate a group's texts, emitting chunks as they become final; ends early once cancelled."""
-        with torch.inference_mode():
+        with self.lock, torch.inference_mode():
             if group[0].params.uses_beams:
                 self._run_beams(group[0], emit, cancelled)
             else:

@@ -1,17 +1,14 @@
 """TransformersLLM: a Hugging Face model behind llmkit's contract.
 
-It joins the parts: loading, encoding, and the route that generates. One thread of its own runs the model.
+It joins the parts: loading, encoding, and the routes that generate.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,18 +18,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.backend import BackendLLM
 from llmkit.capabilities import ALL_PARAMS, Capabilities
-from llmkit.errors import ContextLengthExceeded, GenerationError, ModelClosed, ParameterError
+from llmkit.errors import ContextLengthExceeded, ModelClosed, ParameterError
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
 from llmkit.registry import EMBEDDED_MODEL
-from llmkit.resources import DeviceMemory
+from llmkit.resources import DeviceMemory, format_bytes
 from llmkit.types import Chunk, Request
 from llmkit.wire import GPTTask
 from llmkit_transformers.devices import device_memory
 from llmkit_transformers.encoding import PromptEncoder
-from llmkit_transformers.generate_route import GenerateRoute, Numbered, batches
 from llmkit_transformers.identity import folder_digest, weights_digest
 from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_model
+from llmkit_transformers.routes import EngineInfo, RouteOptions, Routes
 from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
 
 
@@ -45,7 +42,9 @@ class TransformersLLM(BackendLLM):
         quantize_bits: 4 or 8, through bitsandbytes.
         local_files_only: never download.
         trust_remote_code: run code that the model's repository brings.
-        batch_size: rows that are generated together.
+        engine: use the engine, where a dry run shows that the model can; otherwise `model.generate`.
+        kv_cache_bytes: memory that the engine's keys and values may take; 30 % of what is free by default.
+        batch_size: rows that go through `model.generate` together.
         params: the parameters of `BaseLLM`, among them `device`: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for
             accelerate's device map; without one, the first GPU or the processor.
 
@@ -60,7 +59,7 @@ class TransformersLLM(BackendLLM):
 
     backend_name: ClassVar[str] = "transformers"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        params=ALL_PARAMS, streaming=True, batching=True, tools=True, reproducible="alone"
+        params=ALL_PARAMS, streaming=True, batching=True, tools=True, reproducible="batched"
     )
 
     def __init__(
@@ -71,18 +70,15 @@ class TransformersLLM(BackendLLM):
         quantize_bits: int | None = None,
         local_files_only: bool = False,
         trust_remote_code: bool = False,
+        engine: bool = True,
+        kv_cache_bytes: int | None = None,
         batch_size: int = 16,
         **params: Any,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ParameterError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        _check_positive(batch_size=batch_size, kv_cache_bytes=kv_cache_bytes)
         super().__init__(os.fspath(model_name or EMBEDDED_MODEL), **params)
-        self.batch_size = batch_size
         self._options = LoadOptions(dtype, quantize_bits, self.device, local_files_only, trust_remote_code)
-        self._running_groups: weakref.WeakSet[threading.Event] = weakref.WeakSet()
-        self._n_threads = torch.get_num_threads()
-        # One thread generates, with the caller's number of threads, which a new thread would not take over.
-        self._executor = ThreadPoolExecutor(1, "llmkit", torch.set_num_threads, (self._n_threads,))
+        self._route_options = RouteOptions(engine, kv_cache_bytes, batch_size, torch.get_num_threads())
         self._take(load_model(self.model_name, self._options))
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -92,8 +88,27 @@ class TransformersLLM(BackendLLM):
         self._settings = ModelSettings.taken_from(loaded)
         self._loaded: LoadedModel | None = loaded
         self._encoder = PromptEncoder(loaded.tokenizer)
-        self._route = GenerateRoute(loaded, self._encoder.decoder(), self._settings.config)
+        # 4-bit layers repack their weights, with loss, when they first run: read them before.
+        self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
+        # The first pass of a quantised model packs its weights anew, so their digest is taken before it.
+        self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
+        self._routes = Routes(loaded, self._settings, self._encoder.decoder(), self._route_options)
+        # A model that is dropped without close() ends its threads, too.
+        self._end_routes = weakref.finalize(self, self._routes.close)
         vars(self).pop("fingerprint", None)
+
+    def _replace(self, loaded: LoadedModel) -> None:
+        """Make another model this object's; what the old one was generating ends with `ModelClosed`."""
+        end_before = self._end_routes
+        self._take(loaded)
+        end_before()
+        _collect_garbage()
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """Which route this model takes, and why."""
+        self._require()
+        return self._routes.info
 
     @property
     def model(self) -> PreTrainedModel:
@@ -121,11 +136,10 @@ class TransformersLLM(BackendLLM):
         )
         if (model_name, device) == (self.model_name, self.device):
             return
-        loaded = load_model(model_name, options)
-        # In the owner thread, so that no generation is running while the model changes.
-        self._executor.submit(self._take, loaded).result()
+        # The files of the model that is loaded may be a checkpoint's, not those of its name.
+        source = str(self._require().files.folder) if model_name == self.model_name else model_name
+        self._replace(load_model(source, options))
         self._options = options
-        _collect_garbage()
 
     def _model_params(self) -> GenerationParams:
         return self._settings.params
@@ -142,14 +156,14 @@ class TransformersLLM(BackendLLM):
         loaded = self._require()
         return fingerprint(
             {
-                "route": "generate",
-                "weights": weights_digest(loaded.model),
+                "route": self._routes.info.route,
+                "weights": self._quantized_digest or weights_digest(loaded.model),
                 "config": loaded.model.config.to_json_string(),
                 "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),
                 "dtype": str(loaded.model.dtype),
                 "quantize_bits": loaded.options.quantize_bits,
                 "device": str(loaded.model.device),
-                "threads": self._n_threads,
+                "threads": self._route_options.n_threads,
                 "flags": [torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()],
                 "libraries": library_versions("torch", "transformers", "tokenizers", "bitsandbytes"),
             }
@@ -160,7 +174,7 @@ class TransformersLLM(BackendLLM):
     def _encode(self, request: Request) -> Sequence[int]:
         self._check_token_ids(request.params)
         ids = self._encoder.encode(request)
-        positions = window(self.model.config) if self._route.is_encoder_decoder else None
+        positions = window(self.model.config) if self._routes.generate.is_encoder_decoder else None
         if positions is not None and len(ids) > positions:
             raise ContextLengthExceeded(len(ids), request.params.max_tokens, positions)
         return ids
@@ -178,38 +192,10 @@ class TransformersLLM(BackendLLM):
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
-        for group in batches(requests, self.batch_size, self._route.shared):
-            yield from self._in_own_thread(group)
+        return self._routes.chunks(requests)
 
-    def _in_own_thread(self, group: Sequence[Numbered]) -> Iterator[Chunk]:
-        """A group's chunks as the owner thread makes them; leaving early cancels the rest of the group."""
-        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        cancelled = threading.Event()
-        future = self._submit(lambda: self._route.run(group, chunks.put, cancelled))
-        future.add_done_callback(lambda _: chunks.put(None))
-        self._running_groups.add(cancelled)
-        try:
-            while (chunk := chunks.get()) is not None:
-                yield chunk
-            self._raise_failure(future)
-        finally:
-            cancelled.set()
-            future.cancel()
-
-    def _submit(self, work: Callable[[], None]) -> Future[None]:
-        try:
-            return self._executor.submit(work)
-        except RuntimeError as error:
-            raise ModelClosed(self.model_name) from error
-
-    def _raise_failure(self, future: Future[None]) -> None:
-        if future.cancelled() or self._closed:
-            raise ModelClosed(self.model_name)
-        error = future.exception()
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            raise error
-        if error is not None:
-            raise GenerationError(f"{self.model_name!r} failed while generating: {error}") from error
+    def _agenerate(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
+        return self._routes.achunks(requests)
 
     # --- GPT tasks, checkpoints, life -------------------------------------------------------------------------------
 
@@ -226,7 +212,17 @@ class TransformersLLM(BackendLLM):
         return device_memory()
 
     def _resource_details(self) -> Mapping[str, str | int | float]:
-        return {} if self._loaded is None else {"model memory": self.model.get_memory_footprint()}
+        if self._loaded is None:
+            return {}
+        figures = self._routes.figures
+        details: dict[str, str | int | float] = {"model memory": format_bytes(self.model.get_memory_footprint())}
+        if figures is not None:
+            details["KV live"] = format_bytes(figures.live_bytes)
+            details["KV cached"] = format_bytes(figures.cached_bytes)
+            details["KV budget"] = format_bytes(figures.budget_bytes)
+            details["cache hits"] = f"{figures.hit_requests} of {figures.started_requests} requests"
+            details["queue"] = figures.waiting_requests
+        return details
 
     def _save_weights(self, folder: Path) -> None:
         loaded = self._require()
@@ -235,17 +231,19 @@ class TransformersLLM(BackendLLM):
         loaded.tokenizer.save_pretrained(folder)
 
     def _load_weights(self, folder: Path) -> None:
-        loaded = load_model(str(folder), self._options)
-        self._executor.submit(self._take, loaded).result()
-        _collect_garbage()
+        self._replace(load_model(str(folder), self._options))
 
     def _release(self) -> None:
-        for cancelled in list(self._running_groups):
-            cancelled.set()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._end_routes()
         self._loaded = None
-        del self._route, self._encoder
+        del self._routes, self._encoder
         _collect_garbage()
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ParameterError(f"{name} must be an integer >= 1, got {number!r}")
 
 
 def _collect_garbage() -> None:

@@ -1,0 +1,150 @@
+"""Which route a model takes, by proof: a dry run at load against the model's own forward, and a self-test of the bits.
+
+It knows what a flat step needs; it neither schedules nor samples.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmkit.engine.runner import Slice
+from llmkit_transformers.flat_attention import NotUnderstood
+from llmkit_transformers.keys_values import TILE, SequenceBuffers
+from llmkit_transformers.runner import FlatRunner
+
+_APPLIED_BY_GENERATE = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "max_time",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "sequence_bias",
+    "suppress_tokens",
+)
+_WHOLE_STEP_ROPE = ("dynamic", "longrope")
+_LONGEST_DRY_RUN = 160
+
+
+def why_not_flat(model: PreTrainedModel) -> str | None:
+    """The reason why a model cannot run in flat steps; None where a dry run showed that it can."""
+    reason = _known_obstacle(model)
+    if reason is not None:
+        return reason
+    try:
+        return _dry_run(model)
+    except (NotUnderstood, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"the dry run failed: {error}"
+
+
+def _known_obstacle(model: PreTrainedModel) -> str | None:
+    config: Any = model.config.get_text_config()
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    settings = model.generation_config
+    left_to_generate = [name for name in _APPLIED_BY_GENERATE if getattr(settings, name, None)]
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a state instead of keys and values"
+    if rope.get("rope_type") in _WHOLE_STEP_ROPE:
+        return f"its {rope['rope_type']} positions depend on the longest sequence of a step"
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "it is spread over several devices"
+    if left_to_generate:
+        return f"its generation config sets {left_to_generate[0]}, which model.generate applies"
+    return None
+
+
+def _dry_run(model: PreTrainedModel) -> str | None:
+    """Two sequences, read in parts and side by side, against the model's own forward of each."""
+    config: Any = model.config.get_text_config()
+    longest = min(_LONGEST_DRY_RUN, getattr(config, "max_position_embeddings", None) or _LONGEST_DRY_RUN)
+    window = getattr(config, "sliding_window", None)
+    n_tokens = min(longest, window + 8 if window and window < _LONGEST_DRY_RUN else 24)
+    prompts = [_tokens(config, n_tokens, seed) for seed in (1, 2)]
+    runner = FlatRunner(model)
+    buffers = [runner.new() for _ in prompts]
+    cut = n_tokens - 2
+    runner.logits([Slice(kept, prompt[:cut], 0, False) for kept, prompt in zip(buffers, prompts, strict=True)])
+    problem = _arguments_problem(runner, config)
+    runner.logits([Slice(buffers[0], prompts[0][cut:-1], cut, False)])
+    runner.logits([Slice(buffers[1], prompts[1][cut:-1], cut, False)])
+    found = runner.logits([Slice(b, p[-1:], n_tokens - 1, False) for b, p in zip(buffers, prompts, strict=True)])
+    return problem or _disagreement(found, torch.cat([_own_logits(model, prompt) for prompt in prompts]))
+
+
+def _arguments_problem(runner: FlatRunner, config: Any) -> str | None:
+    step = runner.last_step
+    if step is None or step.n_layers != config.num_hidden_layers:
+        n_calls = 0 if step is None else step.n_layers
+        return f"its {config.num_hidden_layers} layers called the attention function {n_calls} times"
+    kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
+    odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if odd:
+        return f"it has layers of {odd[0]}"
+    if kinds and step.n_windowed != sum(kind == "sliding_attention" for kind in kinds):
+        return "its sliding windows do not reach the attention function"
+    return None
+
+
+def _own_logits(model: PreTrainedModel, prompt: Sequence[int]) -> Tensor:
+    """`(1, V)`: what the model itself computes after the prompt."""
+    with torch.inference_mode():
+        output = cast("Any", model)(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
+    return output.logits[0, -1:]
+
+
+def _disagreement(found: Tensor, expected: Tensor) -> str | None:
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
+    error = (found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
+    return None if error <= tolerance else f"its logits differ from its own forward by {float(error):.2g} of their size"
+
+
+def _tokens(config: Any, n_tokens: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(config.vocab_size) for _ in range(n_tokens)]
+
+
+def is_reproducible(model: PreTrainedModel, runner: FlatRunner) -> bool:
+    """Whether a sequence's keys and values have the same bits alone and in one go as in parts and in company.
+
+    They hold everything that a token's logits are made of, at every layer and position, so equal ones show more than
+    equal logits would. Costs a few forward passes of some hundred tokens.
+    """
+    config: Any = model.config.get_text_config()
+    n_tokens = min(TILE + 6, getattr(config, "max_position_embeddings", None) or TILE)
+    prompt = _tokens(config, n_tokens, 0)
+    alone = runner.new()
+    logits = runner.logits([Slice(alone, prompt, 0, True)])[0]
+    parts_and_neighbours = (((1, 3, 17), 1), ((9, 1, 1, 30), 7), ((n_tokens - 1,), 19))
+    return all(
+        _equal_in_company(runner, prompt, (*parts, n_tokens - sum(parts)), n_others, alone, logits)
+        for parts, n_others in parts_and_neighbours
+        if sum(parts) < n_tokens
+    )
+
+
+def _equal_in_company(
+    runner: FlatRunner, prompt: list[int], parts: Sequence[int], n_others: int, alone: SequenceBuffers, logits: Tensor
+) -> bool:
+    kept, at, found = runner.new(), 0, logits
+    for n in parts:
+        others = [Slice(runner.new(), prompt[: 1 + index % 5], 0, True) for index in range(n_others)]
+        found = runner.logits([*others, Slice(kept, prompt[at : at + n], at, True)])[-1]
+        at += n
+    tensors = zip((*kept.keys, *kept.values), (*alone.keys, *alone.values), strict=True)
+    return torch.equal(found, logits) and all(torch.equal(a[:, :at], b[:, :at]) for a, b in tensors)

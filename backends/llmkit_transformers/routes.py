@@ -1,0 +1,158 @@
+"""Which request takes which route, and why: the engine where a proof allows it, `model.generate` for the rest.
+
+It knows what each route needs, and nothing of how it generates.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Literal
+
+from llmkit.bridge import drained_in_thread
+from llmkit.engine.engine import EngineFigures
+from llmkit.types import Chunk, Request
+from llmkit_transformers.engine_route import EngineRoute, default_kv_bytes
+from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
+from llmkit_transformers.loading import LoadedModel
+from llmkit_transformers.numerics import make_switchable
+from llmkit_transformers.own_thread import OwnThread
+from llmkit_transformers.proof import is_reproducible, why_not_flat
+from llmkit_transformers.runner import FlatRunner
+from llmkit_transformers.settings import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """How a model's routes are set up.
+
+    Attributes:
+        engine: use the engine where it can be used.
+        kv_cache_bytes: what keys and values may take; None for a share of the free memory.
+        batch_size: rows that `model.generate` gets together.
+        n_threads: torch threads.
+    """
+
+    engine: bool
+    kv_cache_bytes: int | None
+    batch_size: int
+    n_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Which route a model takes.
+
+    Attributes:
+        route: `engine`, or `generate` for all requests.
+        reason: why it is not the engine; empty where it is.
+        reproducible: whether seeded requests share steps (`batched`) or run one at a time (`alone`).
+        kv_cache_bytes: what the engine's keys and values may take.
+    """
+
+    route: Literal["engine", "generate"]
+    reason: str
+    reproducible: Literal["batched", "alone"]
+    kv_cache_bytes: int
+
+
+class NotReproducibleWarning(UserWarning):
+    """The self-test found that a batch changes this model's bits; seeded requests run alone."""
+
+
+class Routes:
+    """The routes of one loaded model. Safe to use from many threads and event loops.
+
+    Args:
+        loaded: the model.
+        settings: its generation config, taken apart.
+        decode: token ids to text.
+        options: how to set the routes up.
+    """
+
+    def __init__(self, loaded: LoadedModel, settings: ModelSettings, decode: Decode, options: RouteOptions) -> None:
+        self._loaded, self._options = loaded, options
+        lock, name = Lock(), loaded.files.name
+        self.generate = GenerateRoute(loaded, decode, settings.config, lock)
+        self._thread = OwnThread(name, options.n_threads)
+        self._testing, self._is_batched = Lock(), None
+        self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
+        self._runner = FlatRunner(loaded.model, lock)
+        self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
+        self._engine = self._make_engine(settings, decode) if self._reason is None else None
+
+    def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
+        make_switchable(self._loaded.model)
+        return EngineRoute(
+            self._runner,
+            decode,
+            settings.config,
+            kv_cache_bytes=self._kv_bytes,
+            n_threads=self._options.n_threads,
+            name=self._loaded.files.name,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which route the model takes, and why; runs the self-test if it was not needed yet."""
+        if self._engine is None:
+            return EngineInfo("generate", self._reason or "", "alone", 0)
+        return EngineInfo("engine", "", "batched" if self._reproducible_in_batches() else "alone", self._kv_bytes)
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        """What the engine holds and has done; None where there is none."""
+        return None if self._engine is None else self._engine.figures
+
+    def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+        """The chunks of all requests, each on its route; leaving early cancels the rest."""
+        for_engine, others = self._divided(requests)
+        if self._engine is not None and for_engine:
+            yield from self._engine.chunks(for_engine)
+        for group in batches(others, self._options.batch_size, self.generate.shared):
+            yield from self._thread.chunks(partial(self.generate.run, group))
+
+    async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
+        """`chunks` for an event loop."""
+        for_engine, others = self._divided(requests)
+        if self._engine is None or others:
+            async for chunk in drained_in_thread(self.chunks(requests)):
+                yield chunk
+            return
+        async for chunk in self._engine.achunks(for_engine):
+            yield chunk
+
+    def _divided(self, requests: Sequence[Request]) -> tuple[list[Numbered], list[Numbered]]:
+        numbered = [Numbered(index, request) for index, request in enumerate(requests)]
+        for_engine = [one for one in numbered if self._takes_engine(one.request)]
+        return for_engine, [one for one in numbered if one not in for_engine]
+
+    def _takes_engine(self, request: Request) -> bool:
+        if self._engine is None or request.params.uses_beams:
+            return False
+        return not request.reproducible or self._reproducible_in_batches()
+
+    def _reproducible_in_batches(self) -> bool:
+        """What the self-test says; it runs once, when the first request asks for equal bits."""
+        with self._testing:
+            if self._is_batched is None:
+                self._is_batched = self._self_test()
+            return self._is_batched
+
+    def _self_test(self) -> bool:
+        if self._loaded.options.quantize_bits:
+            return False  # what bitsandbytes computes depends on the rows beside it: nothing is claimed, nothing warned
+        passed = is_reproducible(self._loaded.model, self._runner)
+        if not passed:
+            problem = f"a batch changes the bits of {self._loaded.files.name!r} here; seeded requests run alone"
+            warnings.warn(problem, NotReproducibleWarning, stacklevel=2)
+        return passed
+
+    def close(self) -> None:
+        """End everything, and free the keys and values."""
+        if self._engine is not None:
+            self._engine.close()
+        self._thread.close()
