@@ -3,7 +3,7 @@
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,8 +22,8 @@ SOON_S = 20
 class GatedRunner(FakeRunner):
     """A runner whose steps wait for leave."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, fail_at: Container[int] = ()) -> None:
+        super().__init__(fail_at=fail_at)
         self.gate, self.stepping = threading.Semaphore(0), threading.Event()
 
     def step(self, slices: list[Slice]) -> list[list[int]]:
@@ -318,7 +318,7 @@ def test_a_failed_step_reaches_its_caller_and_the_next_one_works(started: Callab
     assert tokens_of(worker.submit(make_request([1]))) == alone(make_request([1]))
 
 
-class LosesMemory(FakeRunner):
+class LosesMemory(GatedRunner):
     """A runner that breaks the engine itself, once."""
 
     has_lost = False
@@ -331,15 +331,18 @@ class LosesMemory(FakeRunner):
 
 
 def test_a_broken_engine_ends_everybody(started: Callable[..., EngineWorker]) -> None:
-    worker = started(LosesMemory(fail_at={1}))
-    tickets = [worker.submit(make_request([n], max_tokens=1000)) for n in range(3)]
+    runner = LosesMemory(fail_at={1})
+    worker = started(runner)
+    tickets = [worker.submit(make_request([1]))]
+    assert runner.stepping.wait(SOON_S)
+    tickets += [worker.submit(make_request([n])) for n in (2, 3)]  # still on their way when it breaks
+    runner.open()
     errors = []
     for ticket in tickets:
-        with pytest.raises((GenerationError, ModelClosed)) as caught:
+        with pytest.raises(GenerationError, match="memory is corrupt") as caught:
             tokens_of(ticket)
         errors.append(caught.value)
-    assert isinstance(errors[0], GenerationError)
-    assert "memory is corrupt" in str(errors[0])
+    assert len(set(map(id, errors))) == 3
     with pytest.raises(ModelClosed):
         worker.submit(make_request([1]))
 
