@@ -67,6 +67,11 @@ class BaseLLM(ParameterSetters, ABC):
     pad_token_id = Param[int | None]()
     eos_token_id = Param[int | Sequence[int] | None]()
     bos_token_id = Param[int | None]()
+    max_new_tokens = Param[int | None]()
+    max_completion_tokens = Param[int | None]()
+    n = Param[int | None]()
+    stop = Param[str | Sequence[str] | None]()
+    stop_strings = Param[str | Sequence[str] | None]()
     min_p = Param[float | None]()
     typical_p = Param[float | None]()
 

@@ -1,6 +1,7 @@
 import json
-import resource
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -156,22 +157,28 @@ def test_save_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
     assert len(saved(target)) == 2
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[], None]]:
-    """A function after which this process can write no large file: the disk is full, as far as it can tell."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+FULL_DISK = """
+import resource, sys
+from llmkit.cli.chat_session import ChatSession
+from llmkit.testing import ScriptedLLM
+
+def lines():
+    yield "a"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    yield f"/save {sys.argv[1]}"
+    yield "/exit"
+
+said, typed = [], lines()
+ChatSession(ScriptedLLM("long " * 1000), lambda: next(typed), lambda text: None, said.append).converse()
+raise SystemExit(0 if "error: cannot save" in said[-1] else f"said {said}")
+"""
 
 
-def test_a_save_that_fails_keeps_the_file_that_was_there(tmp_path: Path, small_files: Callable[[], None]) -> None:
+def test_a_save_that_fails_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text("an older conversation")
-    talk = Talk(ScriptedLLM("long " * 1000))
-    talk("a")
-    small_files()
-    talk(f"/save {path}")
-    assert "error: cannot save" in talk.said[-1]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, timeout=120, text=True)
+    assert done.returncode == 0, done.stderr
     assert path.read_text() == "an older conversation"
     assert list(tmp_path.iterdir()) == [path]
 
