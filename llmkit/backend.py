@@ -48,7 +48,7 @@ class BackendLLM(BaseLLM):
     """
 
     backend_name: ClassVar[str] = "custom"
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: Capabilities = Capabilities()
 
     def __init__(
         self, model_name: str | None = None, *, on_unsupported: Literal["error", "warn"] = "error", **params: Any

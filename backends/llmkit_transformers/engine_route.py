@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event
 from llmkit.engine.worker import EngineWorker
+from llmkit.errors import QueueFull
 from llmkit.text import OutputText
 from llmkit.types import Chunk
 from llmkit_transformers.generate_route import Decode, Numbered
@@ -25,7 +26,11 @@ from llmkit_transformers.sampling import Sampler
 FREE_MEMORY_SHARE = 0.3
 """The part of the free memory at load that keys and values may take by default."""
 
+MAX_RUNNING = 64
+"""Sequences that run at once; beyond it a step grows longer rather than the whole faster."""
+
 _Item = tuple[int, Event | None]
+_Put = Callable[[_Item], None]
 
 
 def default_kv_bytes(model: PreTrainedModel) -> int:
@@ -59,7 +64,7 @@ class EngineRoute:
     ) -> None:
         def make_engine() -> Engine:
             torch.set_num_threads(n_threads)
-            return Engine(runner, kv_budget_bytes=kv_cache_bytes)
+            return Engine(runner, kv_budget_bytes=kv_cache_bytes, max_running=MAX_RUNNING)
 
         self._decode, self._settings = decode, settings
         self._worker = EngineWorker(make_engine, name=name)
@@ -74,7 +79,9 @@ class EngineRoute:
         events: SimpleQueue[_Item] = SimpleQueue()
         submitted: list[EngineRequest] = []
         try:
-            yield from self._submit(requests, events.put, submitted)
+            for one in requests:
+                self._submit(one, events.put, submitted)
+                yield Chunk(one.index, prompt_tokens=len(one.prompt_ids))
             n_open = len(submitted)
             while n_open:
                 index, event = events.get()
@@ -92,8 +99,9 @@ class EngineRoute:
             loop.call_soon_threadsafe(events.put_nowait, item)
 
         try:
-            for chunk in self._submit(requests, put, submitted):
-                yield chunk
+            for one in requests:
+                await self._asubmit(one, put, submitted)
+                yield Chunk(one.index, prompt_tokens=len(one.prompt_ids))
             n_open = len(submitted)
             while n_open:
                 index, event = await events.get()
@@ -103,18 +111,17 @@ class EngineRoute:
         finally:
             self._cancel(submitted)
 
-    def _submit(
-        self, requests: Sequence[Numbered], put: Callable[[_Item], None], submitted: list[EngineRequest]
-    ) -> Iterator[Chunk]:
-        for one in requests:
-            request = self._engine_request(one)
+    def _submit(self, one: Numbered, put: _Put, submitted: list[EngineRequest], *, wait: bool = True) -> None:
+        request = self._engine_request(one)
+        self._worker.submit_to(lambda event: put((one.index, event)), request, wait=wait)
+        submitted.append(request)
 
-            def receive(event: Event | None, index: int = one.index) -> None:
-                put((index, event))
-
-            self._worker.submit_to(receive, request)
-            submitted.append(request)
-            yield Chunk(one.index, prompt_tokens=len(one.prompt_ids))
+    async def _asubmit(self, one: Numbered, put: _Put, submitted: list[EngineRequest]) -> None:
+        """Waits for a place in the queue in another thread, but only where there is none."""
+        try:
+            self._submit(one, put, submitted, wait=False)
+        except QueueFull:
+            await asyncio.to_thread(self._submit, one, put, submitted)
 
     def _cancel(self, submitted: Sequence[EngineRequest]) -> None:
         for request in submitted:

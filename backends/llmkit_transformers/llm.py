@@ -9,6 +9,7 @@ import gc
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,7 +59,7 @@ class TransformersLLM(BackendLLM):
     """
 
     backend_name: ClassVar[str] = "transformers"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: Capabilities = Capabilities(
         params=ALL_PARAMS, streaming=True, batching=True, tools=True, reproducible="batched"
     )
 
@@ -90,9 +91,9 @@ class TransformersLLM(BackendLLM):
         self._encoder = PromptEncoder(loaded.tokenizer)
         # 4-bit layers repack their weights, with loss, when they first run: read them before.
         self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
-        # The first pass of a quantised model packs its weights anew, so their digest is taken before it.
-        self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
         self._routes = Routes(loaded, self._settings, self._encoder.decoder(), self._route_options)
+        claim = "batched" if self._routes.has_engine else "alone"
+        self.capabilities = replace(type(self).capabilities, reproducible=claim)
         # A model that is dropped without close() ends its threads, too.
         self._end_routes = weakref.finalize(self, self._routes.close)
         vars(self).pop("fingerprint", None)
@@ -156,7 +157,7 @@ class TransformersLLM(BackendLLM):
         loaded = self._require()
         return fingerprint(
             {
-                "route": self._routes.info.route,
+                "route": [self._routes.info.route, self._routes.info.reproducible],
                 "weights": self._quantized_digest or weights_digest(loaded.model),
                 "config": loaded.model.config.to_json_string(),
                 "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),

@@ -5,6 +5,7 @@ It knows what each route needs, and nothing of how it generates.
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Literal
 from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
 from llmkit.types import Chunk, Request
-from llmkit_transformers.engine_route import EngineRoute, default_kv_bytes
+from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.numerics import make_switchable
@@ -78,7 +79,8 @@ class Routes:
         lock, name = Lock(), loaded.files.name
         self.generate = GenerateRoute(loaded, decode, settings.config, lock)
         self._thread = OwnThread(name, options.n_threads)
-        self._testing, self._is_batched = Lock(), None
+        self._testing = Lock()
+        self._is_batched: bool | None = None
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
         self._runner = FlatRunner(loaded.model, lock)
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
@@ -86,6 +88,7 @@ class Routes:
 
     def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
         make_switchable(self._loaded.model)
+        self._runner.bytes_for(1)  # learnt here, since callers' threads ask for it later
         return EngineRoute(
             self._runner,
             decode,
@@ -103,6 +106,11 @@ class Routes:
         return EngineInfo("engine", "", "batched" if self._reproducible_in_batches() else "alone", self._kv_bytes)
 
     @property
+    def has_engine(self) -> bool:
+        """Whether the model runs on the engine at all."""
+        return self._engine is not None
+
+    @property
     def figures(self) -> EngineFigures | None:
         """What the engine holds and has done; None where there is none."""
         return None if self._engine is None else self._engine.figures
@@ -116,7 +124,9 @@ class Routes:
             yield from self._thread.chunks(partial(self.generate.run, group))
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
-        """`chunks` for an event loop."""
+        """`chunks` for an event loop, which neither the self-test nor `model.generate` holds up."""
+        if self._is_batched is None and any(request.reproducible for request in requests):
+            await asyncio.to_thread(self._reproducible_in_batches)
         for_engine, others = self._divided(requests)
         if self._engine is None or others:
             async for chunk in drained_in_thread(self.chunks(requests)):
@@ -126,12 +136,14 @@ class Routes:
             yield chunk
 
     def _divided(self, requests: Sequence[Request]) -> tuple[list[Numbered], list[Numbered]]:
-        numbered = [Numbered(index, request) for index, request in enumerate(requests)]
-        for_engine = [one for one in numbered if self._takes_engine(one.request)]
-        return for_engine, [one for one in numbered if one not in for_engine]
+        """The requests that take the engine, and the others."""
+        divided: tuple[list[Numbered], list[Numbered]] = ([], [])
+        for index, request in enumerate(requests):
+            divided[not self._takes_engine(request)].append(Numbered(index, request))
+        return divided
 
     def _takes_engine(self, request: Request) -> bool:
-        if self._engine is None or request.params.uses_beams:
+        if self._engine is None or request.params.uses_beams or request.params.n > MAX_RUNNING:
             return False
         return not request.reproducible or self._reproducible_in_batches()
 

@@ -62,7 +62,7 @@ class ScriptedLLM(BackendLLM):
     """
 
     backend_name: ClassVar[str] = "scripted"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: Capabilities = Capabilities(
         params=frozenset(
             {"max_tokens", "max_length", "temperature", "do_sample", "seed", "num_return_sequences", "stop_token"}
             | {"system_prompt", "role"}
