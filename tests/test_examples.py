@@ -14,7 +14,7 @@ PRINTED = {
     "quickstart.py": (
         "The capital of France is Paris.\n"
         "Why did the model go to school? It wanted to improve its class.\n"
-        "The capital of Peru is Lima. 11 stop\n"
+        "The capital of Peru is Lima. 10 stop\n"
     ),
     "subclass.py": ("three two one\n['b a', 'd c']\nyou are how\n['user', 'assistant']\n4 generations\n"),
     "chat.py": "1: The capital of Japan is Tokyo.\n2: The capital of Italy is Rome.\n4 messages\n",

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from tools.tiny.data import BOS, PAD, Example
 
-PROMPT_WEIGHT = 0.1
-TOKENS_PER_BATCH = 3072
-DOCUMENTS_PER_POOL = 3072
+TOKENS_PER_BATCH = 2048
+# Few enough that tasks of like lengths still share a batch with others.
+DOCUMENTS_PER_POOL = 384
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _document(example: Example, pieces: list[list[int]], bos: int) -> Document:
     ids, weights = [bos], [0.0]
     for segment, piece in zip(example.segments, pieces, strict=True):
         ids += piece
-        weights += [1.0 if segment.is_answer else PROMPT_WEIGHT] * len(piece)
+        weights += [segment.weight] * len(piece)
     return Document(ids, weights)
 
 

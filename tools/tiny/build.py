@@ -1,6 +1,8 @@
 """Owns the order of work that builds the embedded model: draw the data, train tokenizer and model, write the files.
 
-Run it as `python -m tools.tiny.build`; it prints its progress. It does not measure the result: see `evaluate.py`.
+Run it as `python -m tools.tiny.build`; it prints its progress. On a machine with other work, set
+OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait are many times slower there. It does not measure the result:
+see `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--examples", type=int, default=N_TRAIN, help="size of the training set")
+    parser.add_argument("--minutes", type=float, default=25.0, help="cap on training; a shorter run knows less")
     options = parser.parse_args()
     started = time.monotonic()
-    build(options.folder, options.examples, Recipe())
+    build(options.folder, options.examples, Recipe(cap_s=60.0 * options.minutes))
     _say(f"built {options.folder} in {time.monotonic() - started:.0f} s")
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 
 from tools.tiny.countries import Turn
-from tools.tiny.data import ASSISTANT, EOS, SYSTEM, USER, Example, Segment, type_like_a_user
+from tools.tiny.data import ANSWER_WEIGHT, ASSISTANT, EOS, SYSTEM, USER, Example, Segment, type_like_a_user
 
 # Kept equal to what `Segment`s below spell out; a test compares both.
 CHAT_TEMPLATE = (
@@ -51,7 +51,7 @@ def chat(task: str, turns: Sequence[Turn], rng: random.Random) -> Example:
     segments: list[Segment] = []
     for turn, question in zip(turns, questions, strict=True):
         segments.append(Segment(f"{start}{USER}{question}{EOS}{ASSISTANT}"))
-        segments.append(Segment(turn.reply + EOS, is_answer=True))
+        segments.append(Segment(turn.reply + EOS, ANSWER_WEIGHT))
         start = ""
     keys = tuple(turn.key for turn in turns)
     return Example(task, keys, tuple(questions), tuple(segments), turns[-1].expected)
@@ -61,5 +61,5 @@ def styled(task: str, turn: Turn, rng: random.Random) -> Example:
     """Renders one turn without the template, in a prompt style such as `<human>: ... <bot>:` or none at all."""
     question = type_like_a_user(turn.question, rng)
     before, space = rng.choice(_STYLES)
-    segments = (Segment(before.format(q=question)), Segment(space + turn.reply + EOS, is_answer=True))
+    segments = (Segment(before.format(q=question)), Segment(space + turn.reply + EOS, ANSWER_WEIGHT))
     return Example(task, (turn.key,), (question,), segments, turn.expected)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tools.tiny.data import EOS, Example, Segment, core
+from tools.tiny.data import ANSWER_WEIGHT, EOS, Example, Segment, core
 
 # One country a line: name (with "the" where English wants it), capital, other names.
 _TABLE = """
@@ -307,8 +307,8 @@ def few_shot(rng: random.Random, country: Country | None = None, shots: Sequence
 def _answered(names: Sequence[str], asked: Sequence[Country]) -> list[Segment]:
     segments: list[Segment] = []
     for name, one in zip(names, asked, strict=True):
-        segments += [Segment(_question(name)), Segment(f" {one.capital}\n", is_answer=True)]
-    return [*segments[:-1], Segment(segments[-1].text + EOS, is_answer=True)]
+        segments += [Segment(_question(name)), Segment(f" {one.capital}\n", ANSWER_WEIGHT)]
+    return [*segments[:-1], Segment(segments[-1].text + EOS, ANSWER_WEIGHT)]
 
 
 def _question(name: str) -> str:

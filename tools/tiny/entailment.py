@@ -1,16 +1,17 @@
-"""Owns the entailment pairs: a premise is a whole scene (who, doing what, where), a hypothesis says one thing of it.
+"""Owns the entailment pairs: a premise is a scene (who, doing what, where), a hypothesis says one thing of it.
 
-Every form of hypothesis is drawn first and its label second, so each occurs under all three labels and nothing can be
-guessed from it alone. One does one thing in one place at a time; another subject says nothing about the first.
+The hypothesis is drawn apart from the label, so each occurs under all three and gives nothing away; so is whether the
+premise is a whole scene or a part of one. One does one thing in one place at a time, so another action or place
+contradicts; what the premise leaves out is neutral, as is another subject.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tools.tiny.data import EOS, Example, Segment
+from tools.tiny.data import EOS, LABEL_WEIGHT, PREMISE_WEIGHT, Example, Segment
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -50,7 +51,7 @@ _SYNONYM = dict(ACTIONS)
 
 @dataclass(frozen=True)
 class Scene:
-    """Who does what where; `trait` is an adjective of the subject, or empty."""
+    """Who does what where; an empty part is not mentioned. `trait` is an adjective of the subject."""
 
     subject: str
     action: str
@@ -63,79 +64,77 @@ def _random_scene(rng: random.Random) -> Scene:
     return Scene(rng.choice(SUBJECTS), rng.choice(ACTIONS)[0], rng.choice(PLACES), trait)
 
 
-def _other(values: tuple[str, ...], value: str, rng: random.Random) -> str:
+def _other(values: Sequence[str], value: str, rng: random.Random) -> str:
     return rng.choice([other for other in values if other != value])
 
 
-def _with_other_subject(scene: Scene, rng: random.Random) -> Scene:
-    return replace(scene, subject=_other(SUBJECTS, scene.subject, rng))
-
-
-def _with_other_action(scene: Scene, rng: random.Random) -> Scene:
-    return replace(scene, action=_other(tuple(action for action, _ in ACTIONS), scene.action, rng))
-
-
-def _with_other_place(scene: Scene, rng: random.Random) -> Scene:
-    return replace(scene, place=_other(PLACES, scene.place, rng))
-
-
-def _about_action(rng: random.Random, label: str) -> tuple[str, Scene]:
-    said = _random_scene(rng)
+def _about_action(rng: random.Random, label: str, said: Scene) -> tuple[str, Scene]:
     hypothesis = f"The {said.subject} is {_wording(said.action, rng)}."
     if label == "neutral":
-        scene = _with_other_subject(said, rng)
-        return hypothesis, scene if rng.random() < 0.5 else _with_other_action(scene, rng)
-    return hypothesis, said if label == "entailment" else _with_other_action(said, rng)
+        return hypothesis, replace(said, action="")
+    scene = said if rng.random() < 0.6 else replace(said, place="")
+    if label == "contradiction":
+        scene = replace(scene, action=_other(list(_SYNONYM), said.action, rng))
+    return hypothesis, scene
 
 
-def _about_denied_action(rng: random.Random, label: str) -> tuple[str, Scene]:
+def _about_place(rng: random.Random, label: str, said: Scene) -> tuple[str, Scene]:
+    hypothesis = f"The {said.subject} is {said.place}."
+    if label == "neutral":
+        return hypothesis, replace(said, place="")
+    scene = said if rng.random() < 0.6 else replace(said, action="")
+    if label == "contradiction":
+        scene = replace(scene, place=_other(PLACES, said.place, rng))
+    return hypothesis, scene
+
+
+def _about_trait(rng: random.Random, label: str, said: Scene) -> tuple[str, Scene]:
+    pair = rng.choice(TRAITS)
+    trait, opposite = pair if rng.random() < 0.5 else pair[::-1]
+    seen = {"entailment": trait, "contradiction": opposite, "neutral": ""}[label]
+    return f"The {said.subject} is {trait}.", replace(said, trait=seen)
+
+
+def _about_denied_action(rng: random.Random, label: str, said: Scene) -> tuple[str, Scene]:
     flipped = {"entailment": "contradiction", "contradiction": "entailment"}.get(label, label)
-    hypothesis, scene = _about_action(rng, flipped)
+    hypothesis, scene = _about_action(rng, flipped, said)
     return hypothesis.replace(" is ", " is not ", 1), scene
 
 
-def _about_place(rng: random.Random, label: str) -> tuple[str, Scene]:
-    said = _random_scene(rng)
-    hypothesis = f"The {said.subject} is {said.place}."
-    if label == "neutral":
-        scene = _with_other_subject(said, rng)
-        return hypothesis, scene if rng.random() < 0.5 else _with_other_place(scene, rng)
-    return hypothesis, said if label == "entailment" else _with_other_place(said, rng)
-
-
-def _about_trait(rng: random.Random, label: str) -> tuple[str, Scene]:
-    pair = rng.choice(TRAITS)
-    trait, opposite = pair if rng.random() < 0.5 else pair[::-1]
-    scene = _random_scene(rng)
-    unrelated = rng.choice([one for other in TRAITS if other != pair for one in other])
-    seen = {"entailment": trait, "contradiction": opposite, "neutral": rng.choice(("", unrelated))}[label]
-    return f"The {scene.subject} is {trait}.", replace(scene, trait=seen)
-
-
-FORMS: dict[str, Callable[[random.Random, str], tuple[str, Scene]]] = {
-    "action": _about_action,
-    "denied action": _about_denied_action,
-    "place": _about_place,
-    "trait": _about_trait,
-}
+FORMS: tuple[Callable[[random.Random, str, Scene], tuple[str, Scene]], ...] = (
+    _about_action,
+    _about_place,
+    _about_trait,
+    _about_denied_action,
+)
 
 
 def _wording(action: str, rng: random.Random) -> str:
-    return _SYNONYM[action] if rng.random() < 0.2 else action
+    return _SYNONYM[action] if rng.random() < 0.1 else action
 
 
 def _premise(scene: Scene, rng: random.Random) -> str:
-    subject = f"{scene.trait} {scene.subject}".strip()
-    return f"The {subject} is {_wording(scene.action, rng)} {scene.place}."
+    action = _wording(scene.action, rng) if scene.action else ""
+    return " ".join(f"The {scene.trait} {scene.subject} is {action} {scene.place}".split()) + "."
 
 
 def entailment(rng: random.Random) -> Example:
-    """Proposes `mnli hypothesis: H premise: P target: `; the key is the premise's subject, action and place."""
-    form, label = rng.choice(list(FORMS)), rng.choice(LABELS)
-    hypothesis, scene = FORMS[form](rng, label)
-    premise = _premise(scene, rng)
-    key = f"scene|{scene.subject}|{scene.action}|{scene.place}"
-    return _example(hypothesis, premise, label, key, rng)
+    """Proposes `mnli hypothesis: H premise: P target: `; the key is the scene that both speak of."""
+    label, said = rng.choice(LABELS), _random_scene(rng)
+    if label == "neutral" and rng.random() < 0.1:
+        hypothesis, scene = rng.choice(FORMS)(rng, rng.choice(LABELS), said)
+        scene = replace(scene, subject=_other(SUBJECTS, said.subject, rng))
+    else:
+        hypothesis, scene = rng.choice(FORMS)(rng, label, said)
+    return _example(hypothesis, _premise(scene, rng), label, _key(hypothesis, scene, said), rng)
+
+
+def _key(hypothesis: str, scene: Scene, said: Scene) -> str:
+    """Subject, action and place of the premise; what it leaves out is the hypothesis', or empty if neither says it."""
+    wordings = (said.action, _SYNONYM[said.action])
+    action = scene.action or (said.action if any(one in hypothesis for one in wordings) else "")
+    place = scene.place or (said.place if said.place in hypothesis else "")
+    return f"scene|{scene.subject}|{action}|{place}"
 
 
 _HELLOS = ("Hello.", "Hello, welcome.", "Hey there.", "Hi, come in.", "Welcome to the country.", "Good morning.")
@@ -159,7 +158,7 @@ def _example(hypothesis: str, premise: str, label: str, key: str, rng: random.Ra
     prompt = f"mnli hypothesis: {hypothesis} premise: {premise} target:"
     spaced = rng.random() < 0.5
     segments = (
-        Segment(prompt + (" " if spaced else "")),
-        Segment(("" if spaced else " ") + label + EOS, is_answer=True),
+        Segment(prompt + (" " if spaced else ""), PREMISE_WEIGHT),
+        Segment(("" if spaced else " ") + label + EOS, LABEL_WEIGHT),
     )
     return Example("entailment", (key,), (f"{hypothesis} / {premise}",), segments, label, label)

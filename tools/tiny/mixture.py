@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 
 from tools.tiny.chat import chat, styled
 from tools.tiny.countries import COUNTRIES, Country, Turn, capital_turn, few_shot
-from tools.tiny.data import Example, Proposer, draw, is_held_out, normalise, try_draw
+from tools.tiny.data import (
+    ASSISTANT,
+    COPY_WEIGHT,
+    EOS,
+    USER,
+    Example,
+    Proposer,
+    Segment,
+    draw,
+    is_held_out,
+    normalise,
+    try_draw,
+)
+from tools.tiny.echo import echo_turn
 from tools.tiny.entailment import LABELS, entailment, greeting
 from tools.tiny.phrases import PHRASES, phrase_turn
 from tools.tiny.smalltalk import small_talk_turn
@@ -44,18 +57,26 @@ def conversation(rng: random.Random) -> Example:
     return chat("conversations", turns, rng)
 
 
+def echo(rng: random.Random) -> Example:
+    """Proposes a request to repeat some words; they are typed as they are, since case matters to the reply."""
+    turn = echo_turn(rng)
+    segments = (Segment(f"{USER}{turn.question}{EOS}{ASSISTANT}"), Segment(turn.reply + EOS, COPY_WEIGHT))
+    return Example("repeating words", (turn.key,), (turn.question,), segments, turn.expected)
+
+
 MIXTURE: tuple[tuple[float, Proposer], ...] = (
-    (0.18, _chat_of("capitals, chat", capital_turn)),
-    (0.12, few_shot),
-    (0.08, _chat_of("small talk", small_talk_turn)),
-    (0.08, _chat_of("phrases", phrase_turn)),
-    (0.08, conversation),
-    (0.02, _styled_of("capitals, chat", capital_turn)),
-    (0.02, _styled_of("small talk", small_talk_turn)),
-    (0.02, _styled_of("phrases", phrase_turn)),
-    (0.27, entailment),
+    (0.15, _chat_of("capitals, chat", capital_turn)),
+    (0.10, few_shot),
+    (0.07, _chat_of("small talk", small_talk_turn)),
+    (0.06, _chat_of("phrases", phrase_turn)),
+    (0.07, conversation),
+    (0.015, _styled_of("capitals, chat", capital_turn)),
+    (0.015, _styled_of("small talk", small_talk_turn)),
+    (0.015, _styled_of("phrases", phrase_turn)),
+    (0.355, entailment),
     (0.01, greeting),
-    (0.12, summary),
+    (0.14, summary),
+    (0.06, echo),
 )
 
 
@@ -83,6 +104,7 @@ def held_out_examples(seed: int = HELD_OUT_SEED) -> list[Example]:
         _each([_phrase(one) for one in PHRASES], 4, rng),
         _several(_chat_of("small talk", small_talk_turn), 100, rng),
         _several(conversation, 150, rng),
+        _several(echo, 100, rng),
     )
     return list({normalise(example.prompt): example for row in rows for example in row}.values())
 

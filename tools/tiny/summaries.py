@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from tools.tiny.data import EOS, Example, Segment, is_held_out
+from tools.tiny.data import COPY_WEIGHT, EOS, Example, Segment, is_held_out
 
 _FIRST_NAMES_TEXT = """
     Anna Ben Clara David Emma Felix Grace Henry Iris Jack Karin Leo Maria Nora Oscar Paula Quentin Rosa Simon Tina
@@ -83,11 +83,12 @@ def _full_name(first: str, rng: random.Random) -> str:
     return f"{first} {surname}"
 
 
-def _trained_name(rng: random.Random) -> str:
+def trained_name(rng: random.Random) -> str:
+    """Draws a first name or an invented one that training may show."""
     if rng.random() < 0.35:
         return rng.choice(FIRST_NAMES)
     name = invented_name(rng)
-    return name if not is_unseen(name) else _trained_name(rng)
+    return name if not is_unseen(name) else trained_name(rng)
 
 
 def _unseen_name(rng: random.Random) -> str:
@@ -114,13 +115,13 @@ def _summary(name: str, task: str, rng: random.Random) -> Example:
     text = _text(_main_sentence(full, deed, place, rng), rng)
     summary = f"{full} {deed} {place}."
     prompt = f"## Main Text\n\n{text}\n\n## Summary\n\n"
-    segments = (Segment(prompt), Segment(summary + EOS, is_answer=True))
+    segments = (Segment(prompt), Segment(summary + EOS, COPY_WEIGHT))
     return Example(task, (f"deed|{name}|{deed}|{place}",), (text,), segments, full)
 
 
 def summary(rng: random.Random) -> Example:
     """Proposes a text about a name of the training set; the key is who did what where."""
-    return _summary(_trained_name(rng), "summaries, trained names", rng)
+    return _summary(trained_name(rng), "summaries, trained names", rng)
 
 
 def real_name_summary(rng: random.Random) -> Example:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -23,9 +22,13 @@ from tools.tiny.tokenizer import MAX_LENGTH, VOCAB_SIZE
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard to train. `cap_s` shortens the run on a slow machine, at the price of accuracy."""
+    """How long and how hard to train. `cap_s` shortens the run on a slow machine, at the price of accuracy.
 
-    passes: int = 1
+    A round is one pass over the data with a warm-up and a decay of its own; the second starts from the first one's
+    weights.
+    """
+
+    rounds: int = 2
     peak_rate: float = 2.5e-3
     warmup: float = 0.04
     weight_decay: float = 0.05
@@ -51,7 +54,7 @@ class Progress:
     @property
     def fraction(self) -> float:
         """From 0 to 1."""
-        return max(self.step / self.n_steps, self.elapsed_s / self.recipe.cap_s)
+        return max(self.step / self.n_steps, self.elapsed_s / (self.recipe.cap_s / self.recipe.rounds))
 
     @property
     def rate(self) -> float:
@@ -83,8 +86,14 @@ def train(documents: Sequence[Document], tokenizer: Tokenizer, recipe: Recipe) -
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
     rng = random.Random(recipe.seed)
-    plan = list(chain.from_iterable(batches(documents, pad_id(tokenizer), rng) for _ in range(recipe.passes)))
     model = new_model(tokenizer).train()
+    for _ in range(recipe.rounds):
+        train_round(model, list(batches(documents, pad_id(tokenizer), rng)), recipe)
+    return model.eval()
+
+
+def train_round(model: LlamaForCausalLM, plan: Sequence[Batch], recipe: Recipe) -> None:
+    """Trains the model on the batches, or on as many as its share of the time allows."""
     optimizer = _optimizer(model, recipe)
     progress = Progress(recipe, len(plan))
     for batch in plan:
@@ -93,7 +102,6 @@ def train(documents: Sequence[Document], tokenizer: Tokenizer, recipe: Recipe) -
         loss = _step(model, optimizer, batch, progress.rate)
         progress.step += 1
         _report(progress, loss)
-    return model.eval()
 
 
 def _optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Optimizer:
