@@ -348,7 +348,7 @@ def _request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request
     if "tools" in shape:
         shape["tools"] = tuple(shape["tools"])
     values = {name: value for name, value in overrides.items() if name not in _REQUEST_FIELDS}
-    return Request(checked_prompt(task or ""), GenerationParams(**values), **shape)
+    return Request(checked_prompt("" if task is None else task), GenerationParams(**values), **shape)
 
 
 def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:

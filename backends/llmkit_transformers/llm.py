@@ -190,7 +190,7 @@ class TransformersLLM(BackendLLM):
 
     def _num_tokens(self, text: str) -> int:
         """Tokens of a text by the model's own tokenizer, special tokens not counted."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # pyright: ignore[reportArgumentType]
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         return self._routes.chunks(requests)

@@ -54,7 +54,7 @@ class GPTTaskResponse(Shape):
     """The answer to a GPT task: as many choices as `num_return_sequences` asked for."""
 
     model: str
-    choices: tuple[ResponseChoice, ...]
+    choices: list[ResponseChoice]
     usage: TaskUsage
 
     @classmethod
@@ -65,14 +65,14 @@ class GPTTaskResponse(Shape):
             model: the model's name as the task gave it.
             completion: what the model answered.
         """
-        choices = tuple(
+        choices = [
             ResponseChoice(
                 index=choice.index,
                 message=ResponseMessage(content=choice.text),
                 finish_reason="length" if choice.finish_reason == "length" else "stop",
             )
             for choice in completion.choices
-        )
+        ]
         return cls(model=model, choices=choices, usage=TaskUsage.of(completion.usage))
 
 
@@ -93,7 +93,7 @@ class GPTTaskStreamChunk(Shape):
     """
 
     model: str
-    choices: tuple[StreamChoice, ...]
+    choices: list[StreamChoice]
     usage: TaskUsage
 
     @classmethod
@@ -107,4 +107,4 @@ class GPTTaskStreamChunk(Shape):
         """
         reason = chunk.finish_reason and ("length" if chunk.finish_reason == "length" else "stop")
         choice = StreamChoice(index=chunk.choice, delta=ResponseMessage(content=chunk.text), finish_reason=reason)
-        return cls(model=model, choices=(choice,), usage=TaskUsage.of(usage))
+        return cls(model=model, choices=[choice], usage=TaskUsage.of(usage))
