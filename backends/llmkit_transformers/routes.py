@@ -155,8 +155,9 @@ class Routes:
             return self._is_batched
 
     def _self_test(self) -> bool:
-        if self._loaded.options.quantize_bits:
-            return False  # what bitsandbytes computes depends on the rows beside it: nothing is claimed, nothing warned
+        # What bitsandbytes computes depends on the rows beside it: nothing is claimed, so nothing is withdrawn.
+        if self._engine is None or self._loaded.options.quantize_bits:
+            return False
         passed = is_reproducible(self._loaded.model, self._runner)
         if not passed:
             problem = f"a batch changes the bits of {self._loaded.files.name!r} here; seeded requests run alone"
