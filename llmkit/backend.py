@@ -12,26 +12,24 @@ import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast, overload
 
 from llmkit.base import BaseLLM
 from llmkit.bridge import drained_in_thread
+from llmkit.call import Call, as_request, as_requests
 from llmkit.capabilities import Capabilities
-from llmkit.chunks import CompletionBuilder
 from llmkit.errors import (
     InertParameterWarning,
     ParameterError,
     TaskArgsInvalid,
     UnsupportedParameterWarning,
 )
-from llmkit.metrics import GenerationTiming
-from llmkit.params import GenerationParams, per_task
+from llmkit.params import GenerationParams
 from llmkit.preparation import ModelFacts, Prepared, prepare
-from llmkit.types import Chunk, Completion, Conversation, Message, Request, checked_batch, checked_prompt
+from llmkit.types import Chunk, Completion, Conversation, Message, Request
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
-_REQUEST_FIELDS = ("raw", "tools", "template_args")
 _SUMMARY_TOKENS = 256
 
 
@@ -105,24 +103,24 @@ class BackendLLM(BaseLLM):
 
     def complete(self, task: Conversation, **overrides: Any) -> Completion:
         """The answer to a string or to messages, with usage, timings and the parameters as they were used."""
-        return self.complete_batch([_request(task, overrides)])[0]
+        return self.complete_batch([as_request(task, overrides)])[0]
 
     def stream(self, task: Conversation, **overrides: Any) -> Iterator[str]:
         """Pieces of text as they become final; joined they equal `run`'s text. Closing it ends the generation."""
-        call = self._begin_stream(_request(task, overrides))
+        call = self._begin_stream(as_request(task, overrides))
         return (chunk.text for chunk in self._folding(call) if chunk.text)
 
     def batch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
         """Texts for all tasks, in their order; a list as an override gives one value a task."""
         _refuse_positional(args)
-        return [completion.text for completion in self.complete_batch(_requests(tasks, overrides))]
+        return [completion.text for completion in self.complete_batch(as_requests(tasks, overrides))]
 
     def complete_batch(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
         call = self._begin(requests)
         for _ in self._folding(call):
             pass
-        return call.completions()
+        return self._completions(call)
 
     async def arun(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
         """`run` without blocking the event loop; cancelling it ends the generation."""
@@ -131,11 +129,11 @@ class BackendLLM(BaseLLM):
 
     async def acomplete(self, task: Conversation, **overrides: Any) -> Completion:
         """`complete` without blocking the event loop."""
-        return (await self.acomplete_batch([_request(task, overrides)]))[0]
+        return (await self.acomplete_batch([as_request(task, overrides)]))[0]
 
     async def astream(self, task: Conversation, **overrides: Any) -> AsyncIterator[str]:
         """`stream` without blocking the event loop."""
-        call = self._begin_stream(_request(task, overrides))
+        call = self._begin_stream(as_request(task, overrides))
         async for chunk in self._afolding(call):
             if chunk.text:
                 yield chunk.text
@@ -143,14 +141,14 @@ class BackendLLM(BaseLLM):
     async def abatch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
         """`batch_run` without blocking the event loop."""
         _refuse_positional(args)
-        return [completion.text for completion in await self.acomplete_batch(_requests(tasks, overrides))]
+        return [completion.text for completion in await self.acomplete_batch(as_requests(tasks, overrides))]
 
     async def acomplete_batch(self, requests: Sequence[Request]) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
         call = self._begin(requests)
         async for _ in self._afolding(call):
             pass
-        return call.completions()
+        return self._completions(call)
 
     def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
         return self.complete(messages, **overrides).text
@@ -188,7 +186,7 @@ class BackendLLM(BaseLLM):
             return self._task_stream(task, call)
         for _ in self._folding(call):
             pass
-        return GPTTaskResponse.of(task.model, call.completions()[0])
+        return GPTTaskResponse.of(task.model, self._completions(call)[0])
 
     async def aexecute(self, task: GPTTask | Mapping[str, Any] | str | bytes) -> GPTTaskResponse:
         """`execute` without blocking the event loop."""
@@ -196,7 +194,7 @@ class BackendLLM(BaseLLM):
         completions = await self.acomplete_batch([task.to_request()])
         return GPTTaskResponse.of(task.model, completions[0])
 
-    def _task_stream(self, task: GPTTask, call: _Call) -> Iterator[GPTTaskStreamChunk]:
+    def _task_stream(self, task: GPTTask, call: Call) -> Iterator[GPTTaskStreamChunk]:
         """Texts as they come; the reasons wait for the end, because only then the usage beside them is the whole."""
         builder = call.builders[0]
         for chunk in self._folding(call):
@@ -221,13 +219,11 @@ class BackendLLM(BaseLLM):
 
     # --- preparing and folding --------------------------------------------------------------------------------------
 
-    def _begin(self, requests: Sequence[Request]) -> _Call:
+    def _begin(self, requests: Sequence[Request]) -> Call:
         self._check_open()
-        prepared = [self._prepare(request) for request in requests]
-        builders = [CompletionBuilder(p.request.params.n, p.request.prompt_ids is not None) for p in prepared]
-        return _Call(self, prepared, builders)
+        return Call([self._prepare(request) for request in requests])
 
-    def _begin_stream(self, request: Request) -> _Call:
+    def _begin_stream(self, request: Request) -> Call:
         call = self._begin([request])
         if call.builders[0].n_choices != 1:
             raise ParameterError(
@@ -235,41 +231,29 @@ class BackendLLM(BaseLLM):
             )
         return call
 
-    def _folding(self, call: _Call) -> Iterator[Chunk]:
+    def _folding(self, call: Call) -> Iterator[Chunk]:
         """The chunks of a call, each folded into its completion as it passes."""
         with _closed_after(self._generate(call.requests) if call.requests else iter(())) as chunks:
             for chunk in chunks:
-                call.builders[chunk.request].add(chunk)
+                call.add(chunk)
                 yield chunk
-        self._finish(call)
+        self._record_call(call)
 
-    async def _afolding(self, call: _Call) -> AsyncIterator[Chunk]:
+    async def _afolding(self, call: Call) -> AsyncIterator[Chunk]:
         if call.requests:
             async for chunk in self._agenerate(call.requests):
-                call.builders[chunk.request].add(chunk)
+                call.add(chunk)
                 yield chunk
-        self._finish(call)
+        self._record_call(call)
 
-    def _finish(self, call: _Call) -> None:
-        """Record the figures of a call whose stream is over.
+    def _record_call(self, call: Call) -> None:
+        if call.requests:
+            self._record(call.timing())
 
-        Raises:
-            GenerationError: it ended before every text had finished.
-        """
-        for builder in call.builders:
-            builder.choices()
-        if not call.requests:
-            return
-        timings, usages = [b.timings for b in call.builders], [b.usage for b in call.builders]
-        first_s = [t.time_to_first_token_s for t in timings if t.time_to_first_token_s is not None]
-        self._record(
-            GenerationTiming(
-                elapsed_s=max(t.elapsed_s for t in timings),
-                time_to_first_token_s=min(first_s, default=None),
-                prompt_tokens=sum(u.prompt_tokens or 0 for u in usages),
-                completion_tokens=sum(u.completion_tokens or 0 for u in usages),
-            )
-        )
+    def _completions(self, call: Call) -> list[Completion]:
+        # A fingerprint may read all weights: only where somebody is promised something.
+        is_promised = any(request.reproducible for request in call.requests)
+        return call.completions(self.fingerprint if is_promised else None)
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())
@@ -305,55 +289,6 @@ class BackendLLM(BaseLLM):
             self._release()
 
     detach = close
-
-
-@dataclass(slots=True)
-class _Call:
-    """What one call of a public method is about: its requests and the completions that grow from their chunks."""
-
-    llm: BackendLLM
-    prepared: list[Prepared]
-    builders: list[CompletionBuilder]
-
-    @property
-    def requests(self) -> list[Request]:
-        return [prepared.request for prepared in self.prepared]
-
-    def completions(self) -> list[Completion]:
-        return [self._completion(p, b) for p, b in zip(self.prepared, self.builders, strict=True)]
-
-    def _completion(self, prepared: Prepared, builder: CompletionBuilder) -> Completion:
-        request, idle = prepared.request, prepared.inert
-        if prepared.sets_pad_token and not builder.padded:
-            idle = (*idle, "pad_token_id")
-        return Completion(
-            choices=builder.choices(),
-            usage=builder.usage,
-            timings=builder.timings,
-            params=request.params,
-            fingerprint=self.llm.fingerprint if request.reproducible else None,
-            dropped_messages=prepared.dropped,
-            inert=idle,
-        )
-
-
-def _request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request:
-    """A request from what a caller passes.
-
-    Raises:
-        InvalidRequest: an empty task.
-        UnknownParameter: an override that is neither a parameter nor a field of a request.
-    """
-    shape = {name: overrides[name] for name in _REQUEST_FIELDS if overrides.get(name) is not None}
-    if "tools" in shape:
-        shape["tools"] = tuple(shape["tools"])
-    values = {name: value for name, value in overrides.items() if name not in _REQUEST_FIELDS}
-    return Request(checked_prompt("" if task is None else task), GenerationParams(**values), **shape)
-
-
-def _requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:
-    rows = per_task(overrides, len(checked_batch(tasks)))
-    return [_request(task, row) for task, row in zip(tasks, rows, strict=True)]
 
 
 @contextmanager

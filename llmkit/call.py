@@ -1,0 +1,100 @@
+"""One call of a public method: what a caller passes becomes requests, and their chunks become completions.
+
+It knows neither models nor how chunks come to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.chunks import CompletionBuilder
+from llmkit.metrics import GenerationTiming
+from llmkit.params import GenerationParams, per_task
+from llmkit.preparation import Prepared
+from llmkit.types import Chunk, Completion, Conversation, Request, checked_batch, checked_prompt
+
+REQUEST_FIELDS = ("raw", "tools", "template_args")
+"""Keywords of a call that are fields of its request rather than parameters."""
+
+
+@dataclass(slots=True)
+class Call:
+    """The settled requests of one call, and the completions that grow from their chunks; its clock runs from here."""
+
+    prepared: Sequence[Prepared]
+    builders: list[CompletionBuilder] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.builders = [CompletionBuilder(p.request.params.n, p.request.prompt_ids is not None) for p in self.prepared]
+
+    @property
+    def requests(self) -> list[Request]:
+        """What the backend gets."""
+        return [prepared.request for prepared in self.prepared]
+
+    def add(self, chunk: Chunk) -> None:
+        """Fold one chunk into the completion that it belongs to."""
+        self.builders[chunk.request].add(chunk)
+
+    def timing(self) -> GenerationTiming:
+        """What the whole call took, once its stream is over.
+
+        Raises:
+            GenerationError: it ended before every text had finished.
+        """
+        for builder in self.builders:
+            builder.choices()
+        timings, usages = [b.timings for b in self.builders], [b.usage for b in self.builders]
+        first_s = [t.time_to_first_token_s for t in timings if t.time_to_first_token_s is not None]
+        return GenerationTiming(
+            elapsed_s=max(t.elapsed_s for t in timings),
+            time_to_first_token_s=min(first_s, default=None),
+            prompt_tokens=sum(u.prompt_tokens or 0 for u in usages),
+            completion_tokens=sum(u.completion_tokens or 0 for u in usages),
+        )
+
+    def completions(self, fingerprint: str | None) -> list[Completion]:
+        """The finished completions.
+
+        Args:
+            fingerprint: the model's, for the reproducible ones among them.
+        """
+        pairs = zip(self.prepared, self.builders, strict=True)
+        return [_completion(prepared, builder, fingerprint) for prepared, builder in pairs]
+
+
+def _completion(prepared: Prepared, builder: CompletionBuilder, fingerprint: str | None) -> Completion:
+    request, idle = prepared.request, prepared.inert
+    if prepared.sets_pad_token and not builder.padded:
+        idle = (*idle, "pad_token_id")
+    return Completion(
+        choices=builder.choices(),
+        usage=builder.usage,
+        timings=builder.timings,
+        params=request.params,
+        fingerprint=fingerprint if request.reproducible else None,
+        dropped_messages=prepared.dropped,
+        inert=idle,
+    )
+
+
+def as_request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request:
+    """A request from what a caller passes.
+
+    Raises:
+        InvalidRequest: an empty task.
+        UnknownParameter: an override that is neither a parameter nor a field of a request.
+    """
+    shape = {name: overrides[name] for name in REQUEST_FIELDS if overrides.get(name) is not None}
+    if "tools" in shape:
+        shape["tools"] = tuple(shape["tools"])
+    values = {name: value for name, value in overrides.items() if name not in REQUEST_FIELDS}
+    return Request(checked_prompt("" if task is None else task), GenerationParams(**values), **shape)
+
+
+def as_requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:
+    """One request a task; an override that is a list gives one value a task."""
+    rows = per_task(overrides, len(checked_batch(tasks)))
+    return [as_request(task, row) for task, row in zip(tasks, rows, strict=True)]
