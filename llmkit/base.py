@@ -7,23 +7,21 @@ derive from `BackendLLM`, which knows requests and chunks.
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 from llmkit import checkpoint
 from llmkit.errors import CheckpointError, ModelClosed, UnsupportedFeature
 from llmkit.events import EventLog
+from llmkit.figures import MeasuredCalls
 from llmkit.history import PastTurns, parse_history, with_turn
-from llmkit.metrics import GenerationTiming, Metrics, MetricsSnapshot
+from llmkit.metrics import Metrics
 from llmkit.params import GenerationParams, Param, per_task
 from llmkit.prompts import get_style
-from llmkit.resources import DeviceMemory, ResourceMonitor, ResourceUsage
 from llmkit.setters import ParameterSetters
 from llmkit.summarize import summarize
 from llmkit.types import (
@@ -42,10 +40,9 @@ CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0
 """What `toggle_creative_mode(True)` sets."""
 
 _PASSAGE_TOKENS = 1000
-_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 
 
-class BaseLLM(ParameterSetters, ABC):
+class BaseLLM(ParameterSetters, MeasuredCalls):
     """One class for any language model; only `run` is abstract.
 
     Every parameter is a keyword argument and an attribute of the same name; `None` means "not set here". Setting one
@@ -103,23 +100,15 @@ class BaseLLM(ParameterSetters, ABC):
         **more: Any,
     ) -> None:
         named = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
+        super().__init__()
         self.params = GenerationParams(**named, **more)
         self._model_name = model_name
         self._device = device
         self.history: list[Message] = []
         self._chat_turn = threading.Lock()
-        self._metrics = Metrics()
         self._events = EventLog()
-        self._resources = ResourceMonitor()
         self._before_creative: dict[str, Any] | None = None
         self._closed = False
-        self._running = _RunningCall()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        run = cls.__dict__.get("run")
-        if run is not None and not getattr(run, "__isabstractmethod__", False):
-            cls.run = cls._timed(run)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse the abstract class with a message that says what to do.
@@ -224,57 +213,6 @@ class BaseLLM(ParameterSetters, ABC):
     def _passage_tokens(self) -> int:
         return _PASSAGE_TOKENS
 
-    # --- figures ----------------------------------------------------------------------------------------------------
-
-    def _num_tokens(self, text: str) -> int:
-        """Tokens of a text; here words and punctuation signs, in a backend the model's own tokens."""
-        return len(_WORD_OR_SIGN.findall(text))
-
-    def _tokens_per_second(self) -> float:
-        """Generated tokens per second of the last call; 0.0 before any."""
-        return self._metrics.tokens_per_second()
-
-    def _time_for_generation(self, task: str) -> float:
-        """Run a task and return the seconds that it took."""
-        self.run(task)
-        return self.get_generation_time()
-
-    def get_generation_time(self) -> float:
-        """Seconds that the last call took; 0.0 before any."""
-        return self._metrics.last.elapsed_s if self._metrics.last else 0.0
-
-    def metrics(self) -> MetricsSnapshot:
-        """Figures over all calls so far; prints as a small table."""
-        return self._metrics.snapshot()
-
-    def time_to_first_token(self, prompt: str | None = None) -> float | None:
-        """Seconds to the first token, of a prompt that is run now or of the last call; None where it is unknown."""
-        if prompt is not None:
-            self.run(prompt)
-        return self._metrics.time_to_first_token()
-
-    def generation_latency(self, prompt: str | None = None) -> float:
-        """Seconds a call takes: of a prompt that is run now, or the mean over all calls."""
-        return self._metrics.generation_latency() if prompt is None else self._time_for_generation(prompt)
-
-    def throughput(self, prompts: Sequence[str] | None = None) -> float:
-        """Generated tokens per second: of prompts that are run now as a batch, or over all calls."""
-        if prompts is None:
-            return self._metrics.throughput()
-        started, before = time.perf_counter(), self._metrics.total_completion_tokens
-        self.batch_run(prompts)
-        return (self._metrics.total_completion_tokens - before) / (time.perf_counter() - started)
-
-    def track_resource_utilization(self) -> ResourceUsage:
-        """Memory, processor and device use right now; prints as a table."""
-        return self._resources.measure(devices=self._device_memory(), extra=self._resource_details())
-
-    def _device_memory(self) -> tuple[DeviceMemory, ...]:
-        return ()
-
-    def _resource_details(self) -> Mapping[str, str | int | float]:
-        return {}
-
     # --- log, checkpoints, modes ------------------------------------------------------------------------------------
 
     def enable_logging(self, log_file: str = "model.log") -> None:
@@ -359,42 +297,8 @@ class BaseLLM(ParameterSetters, ABC):
         if self._closed:
             raise ModelClosed(self.model_name)
 
-    @staticmethod
-    def _timed(run: Callable[..., str]) -> Callable[..., str]:
-        """`run` with its time recorded once per outermost call, unless it recorded its own figures."""
-
-        @functools.wraps(run)
-        def timed_run(self: BaseLLM, task: str | None = None, *args: Any, **kwargs: Any) -> str:
-            self._check_open()
-            running = self._running
-            if running.active:
-                return run(self, task, *args, **kwargs)
-            running.active, running.recorded = True, False
-            started = time.perf_counter()
-            try:
-                text = run(self, task, *args, **kwargs)
-            finally:
-                running.active = False
-            if not running.recorded:
-                elapsed_s = time.perf_counter() - started
-                self._record(GenerationTiming(elapsed_s, None, self._num_tokens(task or ""), self._num_tokens(text)))
-            return text
-
-        return timed_run
-
-    def _record(self, timing: GenerationTiming) -> None:
-        self._running.recorded = True
-        self._metrics.record(timing)
-
 
 _NOT_PARAMETERS = {"self", "model_name", "device", "more", "__class__"}
-
-
-class _RunningCall(threading.local):
-    """Whether this thread is inside `run`, and whether its figures were recorded."""
-
-    active = False
-    recorded = False
 
 
 def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:
