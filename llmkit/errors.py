@@ -22,7 +22,8 @@ LLMKitError
 ├── TaskArgsInvalid (ValueError)           a GPT task does not have the shape it must have
 ├── TaskExecutionError (RuntimeError)      a valid GPT task failed while it ran
 ├── CheckpointError (ValueError)           a checkpoint cannot be written or read
-└── PromptStyleError (ValueError)          no such prompt style, or a malformed one
+├── PromptStyleError (ValueError)          no such prompt style, or a malformed one
+└── PipelineError (ValueError)             a pipeline that cannot work, or a file that it cannot read or write
 
 Each also derives from the builtin in brackets, so that callers who never import this module can still catch it.
 It knows nothing of backends; foreign errors are mapped to these where they enter.
@@ -183,6 +184,10 @@ class CheckpointError(LLMKitError, ValueError):
 
 class PromptStyleError(LLMKitError, ValueError):
     """No such prompt style, or a malformed one."""
+
+
+class PipelineError(LLMKitError, ValueError):
+    """A pipeline whose steps do not fit together, or a file of it that cannot be read or written."""
 
 
 class InertParameterWarning(UserWarning):
