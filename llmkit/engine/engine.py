@@ -122,6 +122,16 @@ class Engine:
         events = [self._advance(share, chosen) for share, chosen in zip(shares, tokens, strict=True)]
         return [*failures, *(event for some in events for event in some)]
 
+    def forget(self) -> None:
+        """Drop every cached prefix, because the model behind the runner is about to change.
+
+        Raises:
+            GenerationError: requests are running; their keys and values would be the old model's.
+        """
+        if self._scheduler.running:
+            raise GenerationError(f"{len(self._scheduler.running)} sequences are running; let them end first")
+        self._memory.clear()
+
     def close(self) -> None:
         """Free all keys and values, then the runner; requests end without a word. Called once."""
         self._scheduler.waiting.clear()

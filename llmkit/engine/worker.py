@@ -157,6 +157,20 @@ class EngineWorker:
             self._inbox.put(partial(_settle, outcome, function))
         return outcome.result()
 
+    def forget_and(self, change: Callable[[], None]) -> None:
+        """Drop every cached prefix and change the model, in the owner thread between two steps; nothing may run.
+
+        Raises:
+            GenerationError: something runs.
+            ModelClosed: the worker is closed.
+        """
+
+        def forget_then_change() -> None:
+            self._engine.forget()
+            change()
+
+        self.run_in_thread(forget_then_change)
+
     def close(self) -> None:
         """End all requests with `ModelClosed`, free everything and wait for the thread; safe to call twice.
 

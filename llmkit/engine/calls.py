@@ -1,0 +1,167 @@
+"""Calls on an engine: requests in, chunks out, for threads and for event loops alike.
+
+It carries between a call and the engine's owner thread, and knows neither models nor how a token is chosen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from llmkit.engine.engine import Engine, EngineFigures
+from llmkit.engine.sequence import Delta, EngineRequest, Event
+from llmkit.engine.worker import EngineWorker
+from llmkit.errors import QueueFull
+from llmkit.types import Chunk, TokenLogprob
+
+_Item = tuple[int, Event | None]
+_Put = Callable[[_Item], None]
+NumberedRequest: TypeAlias = tuple[int, EngineRequest]
+"""A request with its place in the call."""
+
+
+class EngineCalls:
+    """Runs requests on one engine. Safe to use from many threads and event loops; what comes at once batches together.
+
+    Args:
+        make_engine: called in the engine's own thread.
+        name: the model's, for messages.
+        logprobs: the log-probabilities of a new token, where its request asks for them; called in the reader's thread.
+        passed_on: causes of a failure that a reader gets as they are; `MemoryError` always is.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        *,
+        name: str | None,
+        logprobs: Callable[[Delta], tuple[TokenLogprob, ...] | None],
+        passed_on: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._passed_on, self._logprobs = (MemoryError, *passed_on), logprobs
+        self._gate = threading.Condition()
+        self._n_open, self._is_held = 0, False
+        self._worker = EngineWorker(make_engine, name=name)
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What the engine holds and has done."""
+        return self._worker.figures
+
+    def chunks(self, requests: Iterable[NumberedRequest]) -> Iterator[Chunk]:
+        """The chunks of all requests as they come; leaving early cancels what has not come yet."""
+        events: SimpleQueue[_Item] = SimpleQueue()
+        submitted: list[EngineRequest] = []
+        try:
+            for index, request in requests:
+                self._submit(index, request, events.put, submitted)
+                yield Chunk(index, prompt_tokens=len(request.prompt_ids))
+            n_open = len(submitted)
+            while n_open:
+                index, event = events.get()
+                n_open -= event is None
+                yield from self._chunk(index, event)
+        finally:
+            self._cancel(submitted)
+
+    async def achunks(self, requests: Iterable[NumberedRequest]) -> AsyncIterator[Chunk]:
+        """`chunks` for an event loop, without a thread of its own."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[_Item]()
+        submitted: list[EngineRequest] = []
+
+        def put(item: _Item) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, item)
+
+        try:
+            for index, request in requests:
+                # Waits for a place in another thread, but only where there is none.
+                if not self._submit(index, request, put, submitted, wait=False):
+                    await asyncio.to_thread(self._submit, index, request, put, submitted)
+                yield Chunk(index, prompt_tokens=len(request.prompt_ids))
+            n_open = len(submitted)
+            while n_open:
+                index, event = await events.get()
+                n_open -= event is None
+                for chunk in self._chunk(index, event):
+                    yield chunk
+        finally:
+            self._cancel(submitted)
+
+    def exclusively(self, change: Callable[[], None]) -> None:
+        """Let everything that runs end, forget every cached prefix, make a change, and go on.
+
+        Requests that come meanwhile wait, so none sees two states of the model, and no prefix outlives its own.
+
+        Raises:
+            ModelClosed: the engine is closed.
+        """
+        with self._gate:
+            self._gate.wait_for(lambda: not self._is_held)
+            self._is_held = True
+            self._gate.wait_for(lambda: not self._n_open)
+        try:
+            self._worker.forget_and(change)
+        finally:
+            with self._gate:
+                self._is_held = False
+                self._gate.notify_all()
+
+    def _submit(
+        self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest], *, wait: bool = True
+    ) -> bool:
+        """Hand a request in; false where it would have to wait and is not to."""
+
+        def receive(event: Event | None) -> None:
+            if event is None:
+                self._leave()
+            put((index, event))
+
+        if not self._enter(wait):
+            return False
+        try:
+            self._worker.submit_to(receive, request, wait=wait)
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, QueueFull):
+                return False
+            raise
+        submitted.append(request)
+        return True
+
+    def _enter(self, wait: bool) -> bool:
+        with self._gate:
+            if self._is_held and not wait:
+                return False
+            self._gate.wait_for(lambda: not self._is_held)
+            self._n_open += 1
+        return True
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._n_open -= 1
+            self._gate.notify_all()
+
+    def _cancel(self, submitted: Sequence[EngineRequest]) -> None:
+        for request in submitted:
+            self._worker.cancel(request)
+
+    def _chunk(self, index: int, event: Event | None) -> Iterator[Chunk]:
+        """What a reader gets for an event.
+
+        Raises:
+            LLMKitError: the request failed.
+            MemoryError: there was not enough memory; other causes that are passed on likewise.
+        """
+        if isinstance(event, Delta):
+            logprobs = self._logprobs(event)
+            yield Chunk(index, event.choice, event.text, (event.token_id,), event.finish_reason, logprobs=logprobs)
+        elif event is not None:
+            cause = event.error.__cause__
+            raise cause if isinstance(cause, self._passed_on) else event.error
+
+    def close(self) -> None:
+        """End everything and free the memory."""
+        self._worker.close()

@@ -1,0 +1,92 @@
+"""A thread that runs groups of requests one after another, and hands their chunks to whoever reads them.
+
+It knows neither models nor backends: a group's work is a function that emits chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+from llmkit.errors import GenerationError, ModelClosed
+from llmkit.types import Chunk
+
+T = TypeVar("T")
+Work = Callable[[Callable[[Chunk], None], threading.Event], None]
+"""Emits chunks, and looks at the event now and then: once it is set, nobody reads any more."""
+
+
+class OwnThread:
+    """One thread, for work that must not run twice at a time.
+
+    Args:
+        name: the model's, for messages.
+        initializer: called in the thread before anything else.
+        passed_on: errors of a work that its reader gets as they are; `MemoryError` always is.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        initializer: Callable[[], None] | None = None,
+        passed_on: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._name = name
+        self._passed_on = (MemoryError, *passed_on)
+        self._running: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._executor = ThreadPoolExecutor(1, "llmkit-generate", initializer)
+        self._is_closed = False
+
+    def chunks(self, work: Work) -> Iterator[Chunk]:
+        """What the work emits, as it comes; leaving early cancels it.
+
+        Raises:
+            GenerationError: the work failed.
+            ModelClosed: the thread was closed.
+        """
+        chunks: SimpleQueue[Chunk | None] = SimpleQueue()
+        cancelled = threading.Event()
+        future = self._submitted(lambda: work(chunks.put, cancelled))
+        future.add_done_callback(lambda _: chunks.put(None))
+        self._running.add(cancelled)
+        try:
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+            self._raise_failure(future)
+        finally:
+            cancelled.set()
+            future.cancel()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Run something in the thread after all that was handed in before, and wait for it.
+
+        Raises:
+            ModelClosed: the thread was closed.
+        """
+        return self._submitted(function).result()
+
+    def _submitted(self, work: Callable[[], T]) -> Future[T]:
+        try:
+            return self._executor.submit(work)
+        except RuntimeError as error:
+            raise ModelClosed(self._name) from error
+
+    def _raise_failure(self, future: Future[None]) -> None:
+        if future.cancelled() or self._is_closed:
+            raise ModelClosed(self._name)
+        error = future.exception()
+        if isinstance(error, self._passed_on):
+            raise error
+        if error is not None:
+            raise GenerationError(f"{self._name!r} failed while generating: {error}") from error
+
+    def close(self) -> None:
+        """End what runs, refuse what waits, and wait for the thread."""
+        self._is_closed = True
+        for cancelled in list(self._running):
+            cancelled.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
