@@ -6,6 +6,11 @@ LLMKitError
 ├── UnsupportedParameter (ValueError)      the backend cannot honour a parameter
 ├── UnsupportedFeature (ValueError)        the backend cannot do what was asked (images, tools without a template)
 ├── InvalidRequest (ValueError)            an empty task, an unknown role, a malformed message
+├── InvalidConstraint (ValueError)         a schema, regex, choice or grammar that cannot be compiled
+├── StructuredOutputInvalid (ValueError)   a text that does not fit what was asked of it
+│   └── StructuredOutputIncomplete         ... because its tokens ran out
+├── ToolError (RuntimeError)               raised by a tool: its message is the tool's answer to the model
+├── ToolRoundsExceeded (RuntimeError)      a model that still calls tools after the rounds that it may have
 ├── ContextLengthExceeded (ValueError)     the prompt leaves no room to generate
 ├── CacheBudgetExceeded (ValueError)       a request whose keys and values can never fit in the budget
 ├── QueueFull (RuntimeError)               as many requests wait as may; asked not to wait for a place
@@ -13,6 +18,7 @@ LLMKitError
 ├── GenerationError (RuntimeError)         the backend failed while generating
 ├── UnknownBackend (ValueError)            no backend of that name is installed
 ├── BackendUnavailable (ImportError)       its dependencies are missing; the message has the pip line
+├── ExtraUnavailable (ImportError)         an optional feature's dependencies likewise
 ├── UnknownDevice (ValueError)             not a device name
 ├── DeviceUnavailable (OSError)            a device that this machine does not have
 ├── ModelError                             a model could not be had
@@ -70,6 +76,56 @@ class UnsupportedFeature(LLMKitError, ValueError):
 
 class InvalidRequest(LLMKitError, ValueError):
     """What was asked is not a request: an empty task, an unknown role, a malformed message."""
+
+
+class InvalidConstraint(LLMKitError, ValueError):
+    """A schema, regex, choice or grammar that is malformed or cannot be compiled; nothing was generated.
+
+    Attributes:
+        kind: which of the four.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind, self.reason = kind, reason
+        super().__init__(f"the {kind} cannot be used: {reason}")
+
+
+class StructuredOutputInvalid(LLMKitError, ValueError):
+    """A text that does not fit its schema, regex, choice or grammar.
+
+    Attributes:
+        kind: which of the four.
+        reason: where it does not fit.
+        text: the text.
+    """
+
+    def __init__(self, kind: str, reason: str, text: str) -> None:
+        self.kind, self.reason, self.text = kind, reason, text
+        super().__init__(f"the text does not fit the {kind}: {reason}; it is {text!r}")
+
+
+class StructuredOutputIncomplete(StructuredOutputInvalid):
+    """A text that was still on its way to fit when its tokens ran out; give it more `max_tokens`."""
+
+    def __init__(self, kind: str, reason: str, text: str) -> None:
+        super().__init__(kind, f"its tokens ran out, raise max_tokens ({reason})", text)
+
+
+class ToolError(LLMKitError, RuntimeError):
+    """What a tool raises to answer the model with an error: `raise ToolError("no such city")`."""
+
+
+class ToolRoundsExceeded(LLMKitError, RuntimeError):
+    """A model that still calls tools when it may no longer.
+
+    Attributes:
+        max_tool_rounds: how often it may.
+    """
+
+    def __init__(self, max_tool_rounds: int) -> None:
+        self.max_tool_rounds = max_tool_rounds
+        super().__init__(f"the model still calls tools after {max_tool_rounds} rounds; raise max_tool_rounds")
 
 
 class ContextLengthExceeded(LLMKitError, ValueError):
@@ -144,6 +200,13 @@ class BackendUnavailable(LLMKitError, ImportError):
 
     def __init__(self, backend: str, missing: str, install: str) -> None:
         super().__init__(f"the {backend} backend needs {missing}, which is not installed: {install}")
+
+
+class ExtraUnavailable(LLMKitError, ImportError):
+    """An optional feature whose dependencies are not installed."""
+
+    def __init__(self, feature: str, missing: str, extra: str) -> None:
+        super().__init__(f'{feature} needs {missing}, which is not installed: pip install "llmkit[{extra}]"')
 
 
 class UnknownDevice(LLMKitError, ValueError):

@@ -1,0 +1,223 @@
+"""What a text must be: a JSON schema, a regular expression, one of several strings, or a grammar.
+
+It checks what was asked and reads the text that came; it knows no tokenizer and no masks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+
+from llmkit.errors import InvalidConstraint, ParameterError, StructuredOutputInvalid
+from llmkit.structured import grammars
+
+if TYPE_CHECKING:
+    from pydantic_core import core_schema
+
+Kind: TypeAlias = Literal["schema", "regex", "choice", "grammar"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a text must be. Hashable; equal constraints admit the same texts. Make one with `of`.
+
+    Attributes:
+        kind: `schema`, `regex`, `choice` or `grammar`.
+        source: the schema as JSON, the regular expression, the choices as a JSON list, or the grammar in Lark form.
+        name: the schema's title or the type's name; empty where there is none.
+        type_adapter: reads a schema's text into the type that it was made from; None for a bare schema.
+    """
+
+    kind: Kind
+    source: str
+    name: str = ""
+    type_adapter: TypeAdapter[Any] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        schema: Any = None,
+        regex: str | None = None,
+        choice: Sequence[str] | None = None,
+        grammar: str | None = None,
+    ) -> Constraint | None:
+        """The constraint that a caller asks for; None where nothing is asked.
+
+        Args:
+            schema: a pydantic model or any type that pydantic can read, a JSON schema, or one as a JSON string.
+            regex: the whole text must match it; the syntax of Rust's `regex`, which has no look-around.
+            choice: the texts that are allowed.
+            grammar: in llguidance's Lark dialect, or GBNF.
+
+        Raises:
+            ParameterError: more than one is given.
+            InvalidConstraint: the one that is given is malformed.
+        """
+        asked = {
+            kind: value
+            for kind, value in (("schema", schema), ("regex", regex), ("choice", choice), ("grammar", grammar))
+            if value is not None
+        }
+        if len(asked) > 1:
+            raise ParameterError(f"only one of {', '.join(KINDS)} may be given, got {' and '.join(asked)}")
+        for kind, value in asked.items():
+            return _READERS[kind](value)
+        return None
+
+    @property
+    def schema(self) -> Any:
+        """The JSON schema: a dictionary, or `true` for any JSON. Only where `kind` is `schema`."""
+        return json.loads(self.source)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that are allowed. Only where `kind` is `choice`."""
+        return tuple(json.loads(self.source))
+
+    def parse(self, text: str) -> Any:
+        """A text as what it stands for: an object of the schema's type, parsed JSON, or the text itself.
+
+        Raises:
+            StructuredOutputInvalid: it does not satisfy the constraint.
+        """
+        if self.kind == "schema":
+            return self._parsed_json(text)
+        accepted = text in self.choices if self.kind == "choice" else grammars.accepts(self.kind, self.source, text)
+        if not accepted:
+            raise StructuredOutputInvalid(self.kind, "the text does not match", text)
+        return text
+
+    def _parsed_json(self, text: str) -> Any:
+        try:
+            if self.type_adapter is not None:
+                return self.type_adapter.validate_json(text)
+            value = json.loads(text)
+        except ValueError as error:
+            raise StructuredOutputInvalid(self.kind, _first_line(error), text) from error
+        if (problem := json_problem(self.source, value)) is not None:
+            raise StructuredOutputInvalid(self.kind, problem, text)
+        return value
+
+
+def json_problem(schema: str, value: object) -> str | None:
+    """How a value breaks a JSON schema (given as JSON), and where; None where it does not."""
+    error: Any = next(iter(_validator(schema).iter_errors(value)), None)
+    return None if error is None else f"{error.json_path}: {error.message}"
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+
+    parsed = json.loads(schema)
+    return cast("Any", validator_for)(parsed, default=Draft202012Validator)(parsed)
+
+
+def checked_schema(schema: object) -> str:
+    """A JSON schema as JSON, its keys in their order, since the text's order follows from it.
+
+    Raises:
+        InvalidConstraint: it is no JSON schema.
+    """
+    from jsonschema import SchemaError
+
+    try:
+        source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        validator = _validator(source)
+        validator.check_schema(json.loads(source))
+    except SchemaError as error:
+        problem: Any = error
+        raise InvalidConstraint("schema", f"{problem.json_path}: {problem.message}") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidConstraint("schema", f"it is not JSON: {error}") from error
+    return source
+
+
+def _from_schema(schema: object) -> Constraint:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise InvalidConstraint("schema", f"it is not JSON: {error}") from error
+    if isinstance(schema, Mapping):
+        source = checked_schema(cast("object", schema))
+        title = json.loads(source).get("title")
+        return Constraint("schema", source, title if isinstance(title, str) else "")
+    if isinstance(schema, (bool, int, float, list, tuple)) or inspect.isroutine(schema):
+        raise InvalidConstraint("schema", f"it must be a type, a dictionary or a JSON string, got {schema!r}")
+    return _from_type(schema)
+
+
+def _from_type(kind: Any) -> Constraint:
+    try:
+        adapter = TypeAdapter[Any](kind)
+        source = json.dumps(adapter.json_schema(schema_generator=_ClosedObjects), ensure_ascii=False)
+    except (PydanticUserError, PydanticInvalidForJsonSchema, NameError, ValueError, TypeError) as error:
+        raise InvalidConstraint("schema", f"no JSON schema can be made of {kind!r}: {_first_line(error)}") from error
+    return Constraint("schema", source, getattr(kind, "__name__", ""), adapter)
+
+
+class _ClosedObjects(GenerateJsonSchema):
+    """Schemas of types whose objects have no other keys than their fields.
+
+    A type has no place for others, and a model left free to invent keys may do so until its tokens run out.
+    """
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> dict[str, Any]:
+        return _closed(super().model_schema(schema))
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
+        return _closed(super().dataclass_schema(schema))
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> dict[str, Any]:
+        return _closed(super().typed_dict_schema(schema))
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") == "object":
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def _from_choice(choice: object) -> Constraint:
+    if isinstance(choice, (str, bytes, Mapping)) or not isinstance(choice, Sequence):
+        raise InvalidConstraint("choice", f"it must be a list of strings, got {choice!r}")
+    texts = cast("Sequence[object]", choice)
+    wrong = [text for text in texts if not isinstance(text, str) or not text]
+    if wrong or not texts:
+        got = repr(wrong[0]) if wrong else "an empty list"
+        raise InvalidConstraint("choice", f"it must be a list of non-empty strings, got {got}")
+    return Constraint("choice", json.dumps(list(dict.fromkeys(texts)), ensure_ascii=False))
+
+
+def _from_text(kind: Kind, text: object) -> Constraint:
+    if not isinstance(text, str) or not text:
+        raise InvalidConstraint(kind, f"it must be a non-empty string, got {text!r}")
+    return Constraint(kind, text)
+
+
+_READERS: Mapping[str, Callable[[object], Constraint]] = {
+    "schema": _from_schema,
+    "regex": partial(_from_text, "regex"),
+    "choice": _from_choice,
+    "grammar": partial(_from_text, "grammar"),
+}
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
