@@ -1,0 +1,370 @@
+"""Task: a step that asks a language model about every row.
+
+Owns the way from a row to a request and from a completion to rows; a row that fails gives None and its reason, and
+never costs another row. It knows neither how a model is called (`generating.py`) nor what is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeAlias
+
+from loguru import logger
+
+from llmkit.base import BaseLLM
+from llmkit.errors import InvalidRequest, ParameterError
+from llmkit.params import GenerationParams
+from llmkit.registry import load
+from llmkit.tasks.generating import FAULTS_OF_ALL, Outcome, check_params, outcomes
+from llmkit.tasks.identity import described
+from llmkit.tasks.metadata import METADATA, Notes, error_key, failure, merged
+from llmkit.tasks.step import Row, Step
+from llmkit.types import Completion, Request, as_messages
+
+ChatType: TypeAlias = "list[dict[str, Any]]"
+"""Messages as dictionaries with `role` and `content`, the form of OpenAI's chat completions."""
+
+Rounds: TypeAlias = "Generator[list[Request], list[Completion], Row]"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a task did since it was made; tokens are counted where the model tells them.
+
+    Attributes:
+        rows: rows that came in.
+        failures: rows that gave None, for one generation at least.
+        prompt_tokens: tokens that the model read.
+        completion_tokens: tokens that it generated.
+    """
+
+    rows: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+class Task(Step):
+    """A step with a language model. Subclasses define `inputs`, `format_input`, `outputs` and `format_output`.
+
+    May be used from many threads if its model may.
+
+    Attributes:
+        llm: a model; or what `llmkit.load` takes, or a function that gives a model, called by `load`.
+        num_generations: texts for each row; each becomes a row of its own.
+        group_generations: the texts of a row stay in one row, whose outputs and metadata become lists.
+        params: generation parameters of this task's requests; they go before the model's own.
+        add_raw_output: note the model's text as `raw_output_<name>`.
+        add_raw_input: note the messages as `raw_input_<name>`.
+        add_statistics: note token counts as `statistics_<name>`.
+        metadata_column: the column of these notes; `distilabel_metadata` gives that library's.
+
+    Raises:
+        ParameterError: a parameter breaks its rule.
+        UnknownParameter: `params` has a name that is no generation parameter.
+    """
+
+    llm: BaseLLM | str | Callable[[], BaseLLM]
+    num_generations: int = 1
+    group_generations: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    add_raw_output: bool = True
+    add_raw_input: bool = False
+    add_statistics: bool = False
+    metadata_column: str = METADATA
+
+    FIXED: ClassVar[frozenset[str]] = Step.FIXED | {"llm", "metadata_column"}
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded = self.llm if isinstance(self.llm, BaseLLM) else None
+        self._statistics = Statistics()
+        if not isinstance(self.llm, str) and not callable(self.llm):
+            raise ParameterError(f"llm must be a model, a name to load or a function that gives one, got {self.llm!r}")
+        if isinstance(self.num_generations, bool) or self.num_generations < 1:
+            raise ParameterError(f"num_generations must be at least 1, got {self.num_generations!r}")
+        if GenerationParams(**self.params).num_return_sequences is not None:
+            raise ParameterError("params must not set num_return_sequences; num_generations does")
+        super().__post_init__()
+        if self._loaded is not None:
+            check_params(self._loaded, GenerationParams(**self.params))
+
+    # --- what a subclass defines ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def format_input(self, input: Row) -> ChatType:
+        """The messages that ask about a row."""
+
+    @abstractmethod
+    def format_output(self, output: str | None, input: Row) -> Row:
+        """The outputs that a generated text means, without `model_name`; called for texts only, never for None."""
+
+    def request_fields(self, input: Row) -> Mapping[str, Any]:
+        """Further fields of a row's request, such as the choices that it allows."""
+        return {}
+
+    def rounds_before(self, input: Row) -> Rounds:
+        """What must be asked before a row itself can be: yields lists of requests, and is sent their completions.
+
+        Returns:
+            The row as `format_input` and `format_output` get it.
+        """
+        return input
+        yield  # pyright: ignore[reportUnreachable]  # makes it a generator
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load the model, if it was given as a name or a function."""
+        with self._lock:
+            if self._loaded is None:
+                model = load(self.llm) if isinstance(self.llm, str) else self._made()
+                check_params(model, GenerationParams(**self.params))
+                self._loaded = model
+
+    def unload(self) -> None:
+        """Close the model that `load` loaded; one that was passed is its owner's to close."""
+        with self._lock:
+            if self._loaded is not None and self._loaded is not self.llm:
+                self._loaded.close()
+                self._loaded = None
+
+    @property
+    def model(self) -> BaseLLM:
+        """The model, loaded if it is not yet."""
+        if self._loaded is None:
+            self.load()
+        assert self._loaded is not None
+        return self._loaded
+
+    def _made(self) -> BaseLLM:
+        model = self.llm() if callable(self.llm) and not isinstance(self.llm, BaseLLM) else self.llm
+        if not isinstance(model, BaseLLM):
+            raise ParameterError(f"llm must be a function that gives a model, it gave {model!r}")
+        return model
+
+    # --- working ----------------------------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> Statistics:
+        """Totals over all calls of `process`."""
+        return self._statistics
+
+    def _transformed(self, rows: list[Row], seeds: Sequence[int] | None) -> Iterator[list[Row]]:
+        self._check_new_columns(rows)
+        talks = [self._talk(row, None if seeds is None else seeds[at]) for at, row in enumerate(rows)]
+        new_rows: list[list[Row]] = [[] for _ in rows]
+        asking: dict[int, list[Request]] = {}
+
+        def go_on(at: int, answers: list[Outcome] | None) -> None:
+            try:
+                asking[at] = talks[at].send(answers)
+            except StopIteration as finished:
+                asking.pop(at, None)
+                new_rows[at] = finished.value
+
+        for at in range(len(rows)):
+            go_on(at, None)
+        while asking:
+            answers = iter(self._outcomes([request for requests in asking.values() for request in requests]))
+            for at, requests in list(asking.items()):
+                go_on(at, [next(answers) for _ in requests])
+        self._count(Statistics(rows=len(rows), failures=sum(map(self._has_failed, new_rows))))
+        yield [row for group in new_rows for row in group]
+
+    def transform(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """The new rows for all of these, in one list; all rows go to the model together."""
+        return self._transformed(rows, None)
+
+    def _talk(self, row: Row, seed: int | None) -> Generator[list[Request], list[Outcome] | None, list[Row]]:
+        """The whole way of one row: yields what to ask, is sent the answers, and returns the new rows."""
+        messages: ChatType | None = None
+        try:
+            self._check_inputs(row)
+            asked = yield from self._rounds(row, seed)
+            messages = self.format_input(asked)
+            answers = yield [self._request(messages, asked, seed)]
+            [completion] = _completed(answers)
+        except FAULTS_OF_ALL:
+            raise
+        except Exception as error:  # noqa: BLE001 - a row whose way ends here gives None and the reason
+            nothing = (self._nothing(), self._notes(messages, None, error))
+            return self._new_rows(row, [nothing] * self.num_generations)
+        return self._new_rows(
+            row, [self._formatted(completion, n, asked, messages) for n in range(len(completion.choices))]
+        )
+
+    def _rounds(self, row: Row, seed: int | None) -> Generator[list[Request], list[Outcome] | None, Row]:
+        rounds = self.rounds_before(row)
+        answers: list[Completion] | None = None
+        while True:
+            try:
+                requests = next(rounds) if answers is None else rounds.send(answers)
+            except StopIteration as finished:
+                return finished.value
+            outcomes = yield [replace(r, params=r.params.over(self._params(seed, 1))) for r in requests]
+            answers = _completed(outcomes)
+
+    def _request(self, messages: ChatType, input: Row, seed: int | None) -> Request:
+        fields = self.request_fields(input)
+        return Request(as_messages(messages), self._params(seed, self.num_generations), **fields)
+
+    def _params(self, seed: int | None, n: int) -> GenerationParams:
+        given = GenerationParams(**self.params)
+        return given.replace(num_return_sequences=n, seed=given.seed if seed is None else seed)
+
+    def _outcomes(self, requests: list[Request]) -> list[Outcome]:
+        found = outcomes(self.model, requests)
+        for outcome in found:
+            if isinstance(outcome, Completion):
+                usage = outcome.usage
+                self._count(Statistics(0, 0, usage.prompt_tokens or 0, usage.completion_tokens or 0))
+        return found
+
+    def _count(self, more: Statistics) -> None:
+        with self._lock:
+            self._statistics += more
+
+    # --- new rows ---------------------------------------------------------------------------------------------------
+
+    def _formatted(
+        self, completion: Completion, choice: int, input: Row, messages: ChatType | None
+    ) -> tuple[Row, Notes]:
+        """Outputs and notes of one text."""
+        text, error = completion.choices[choice].text, None
+        try:
+            outputs = self._checked_outputs(self.format_output(text, input))
+        except FAULTS_OF_ALL:
+            raise
+        except Exception as problem:  # noqa: BLE001 - the text is kept, and the reason noted beside it
+            outputs, error = self._nothing(), problem
+        notes = self._notes(messages, text, error)
+        if self.add_statistics:
+            notes[f"statistics_{self.name}"] = _token_counts(completion, choice)
+        return outputs, notes
+
+    def _notes(self, messages: ChatType | None, text: str | None, error: Exception | None) -> Notes:
+        notes: Notes = {}
+        if self.add_raw_output:
+            notes[f"raw_output_{self.name}"] = text
+        if self.add_raw_input:
+            notes[f"raw_input_{self.name}"] = messages
+        if error is not None:
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("task {}: a row failed: {}", self.name, reason)
+            notes[error_key(self.name)] = reason
+        return notes
+
+    def _new_rows(self, row: Row, texts: Sequence[tuple[Row, Notes]]) -> list[Row]:
+        """The row with what came of its texts: a row each, or one row of lists."""
+        if not self.group_generations:
+            return [self._with_model({**row, **outputs}, row, [notes]) for outputs, notes in texts]
+        lists = {name: [outputs[name] for outputs, _ in texts] for name in self._own_outputs}
+        return [self._with_model({**row, **lists}, row, [notes for _, notes in texts])]
+
+    def _with_model(self, new_row: Row, row: Row, notes: list[Notes]) -> Row:
+        """A new row with metadata and the model's name; a name that an earlier task wrote stays, and ours is noted."""
+        name = self.model.model_name or type(self.model).__name__
+        if row.get("model_name", name) != name:
+            notes = [{**own, f"model_name_{self.name}": name} for own in notes]
+        metadata = merged(row.get(self.metadata_column), notes, grouped=self.group_generations)
+        noted = {self.metadata_column: metadata} if metadata not in ({}, [{}] * len(metadata)) else {}
+        return {**new_row, **noted, "model_name": row.get("model_name", name)}
+
+    @property
+    def _own_outputs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.outputs if name != "model_name")
+
+    def _nothing(self) -> Row:
+        return dict.fromkeys(self._own_outputs)
+
+    def _checked_outputs(self, outputs: Row) -> Row:
+        if set(outputs) != set(self._own_outputs):
+            raise InvalidRequest(f"format_output must give {sorted(self._own_outputs)}, got {sorted(outputs)}")
+        return outputs
+
+    def _check_inputs(self, row: Row) -> None:
+        for name in self._required_inputs:
+            if row.get(name) is None:
+                column = self.input_mappings.get(name, name)
+                raise InvalidRequest(
+                    f"a row must have {column!r}, got the columns {', '.join(map(repr, row)) or 'none'}"
+                )
+
+    def _check_new_columns(self, rows: Sequence[Row]) -> None:
+        """Refuse to write over a column: it would be lost.
+
+        Raises:
+            InvalidRequest: a row has a column of an output's name.
+        """
+        for name in self._own_outputs:
+            if name not in self.output_mappings and any(name in row for row in rows):
+                raise InvalidRequest(
+                    f"the rows have a column {name!r} already; give the task's another name, "
+                    f"output_mappings={{{name!r}: ...}}"
+                )
+
+    def _has_failed(self, new_rows: Sequence[Row]) -> bool:
+        return any(failure(row, self.name, self.metadata_column) is not None for row in new_rows)
+
+    # --- parameters -------------------------------------------------------------------------------------------------
+
+    def with_runtime_parameters(self, **values: Any) -> Self:
+        """A copy with these parameters; the entries of `params` go before the constructor's, one by one."""
+        if "params" in values:
+            values["params"] = {**self.params, **values["params"]}
+        return super().with_runtime_parameters(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """As for a step, and the model: its class, name, parameters and fingerprint. Loads the model.
+
+        A model without a fingerprint promises nothing, so results of it cannot be told from those of a changed one.
+        """
+        model = self.model
+        return {
+            **super().identity(),
+            "model": {
+                "class": f"{type(model).__module__}.{type(model).__qualname__}",
+                "name": model.model_name,
+                "params": described(dict(model.params)),
+                "fingerprint": getattr(model, "fingerprint", None),
+            },
+        }
+
+    def _described_parameters(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._described_parameters().items() if name != "llm"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without the lock, and without a model that `load` would load again."""
+        return {**self.__dict__, "_lock": None, "_loaded": self._loaded if self._loaded is self.llm else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+def _completed(outcomes: Sequence[Outcome] | None) -> list[Completion]:
+    """The completions, if all of them are.
+
+    Raises:
+        Exception: the first error among them.
+    """
+    completions: list[Completion] = []
+    for outcome in outcomes or ():
+        if isinstance(outcome, Exception):
+            raise outcome
+        completions.append(outcome)
+    return completions
+
+
+def _token_counts(completion: Completion, choice: int) -> dict[str, int | None]:
+    n_tokens: int | None = len(completion.choices[choice].token_ids)
+    if not n_tokens:
+        n_tokens = completion.usage.completion_tokens if len(completion.choices) == 1 else None
+    return {"input_tokens": completion.usage.prompt_tokens, "output_tokens": n_tokens}
