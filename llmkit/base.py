@@ -69,6 +69,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
     n = Param[int | None]()
     stop = Param[str | Sequence[str] | None]()
     stop_strings = Param[str | Sequence[str] | None]()
+    logprobs = Param[int | None]()
     min_p = Param[float | None]()
     typical_p = Param[float | None]()
 

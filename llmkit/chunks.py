@@ -9,18 +9,22 @@ import time
 from dataclasses import dataclass, field
 
 from llmkit.errors import GenerationError
-from llmkit.types import Choice, Chunk, FinishReason, Timings, Usage
+from llmkit.types import Choice, Chunk, FinishReason, Timings, TokenLogprob, Usage
 
 
 @dataclass(slots=True)
 class _ChoiceSoFar:
     pieces: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
 
     def add(self, chunk: Chunk) -> None:
         self.pieces.append(chunk.text)
         self.token_ids.extend(chunk.token_ids)
+        if chunk.logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs.extend(chunk.logprobs)
         self.finish_reason = chunk.finish_reason or self.finish_reason
 
 
@@ -82,4 +86,5 @@ class CompletionBuilder:
         choice = self._choices.get(index)
         if choice is None or choice.finish_reason is None:
             raise GenerationError(f"the backend's stream ended before choice {index} was finished")
-        return Choice(index, "".join(choice.pieces), choice.finish_reason, tuple(choice.token_ids))
+        logprobs = None if choice.logprobs is None else tuple(choice.logprobs)
+        return Choice(index, "".join(choice.pieces), choice.finish_reason, tuple(choice.token_ids), logprobs)

@@ -44,6 +44,7 @@ class ParamValues(TypedDict, total=False):
     stop_token: str | Sequence[str] | None
     stop_strings: str | Sequence[str] | None
     stop: str | Sequence[str] | None
+    logprobs: int | None
     pad_token_id: int | None
     eos_token_id: int | Sequence[int] | None
     bos_token_id: int | None
@@ -95,6 +96,7 @@ class GenerationParams:
     frequency_penalty: float | None
     presence_penalty: float | None
     stop_token: str | tuple[str, ...] | None
+    logprobs: int | None
     pad_token_id: int | None
     eos_token_id: int | tuple[int, ...] | None
     bos_token_id: int | None
@@ -175,6 +177,8 @@ def resolve(user: GenerationParams, model: GenerationParams) -> GenerationParams
     merged = merged.replace(do_sample=_samples(user, merged))
     if merged.uses_beams and merged.n > (merged.num_beams or 1):
         raise ParameterError(f"num_return_sequences must be <= num_beams, got {merged.n} and {merged.num_beams}")
+    if merged.uses_beams and merged.logprobs is not None:
+        raise ParameterError(f"logprobs are not given for beam search: num_beams must be 1, got {merged.num_beams}")
     return merged
 
 

@@ -199,6 +199,12 @@ SPECS: Mapping[str, ParamSpec] = {
         neutral=((),),
         aliases=("stop_strings", "stop"),
     ),
+    "logprobs": _spec(
+        "an integer in [0, 20]",
+        _integer,
+        _within(0, 20),
+        "report each token's log-probability, and so many of the likeliest beside it",
+    ),
     "pad_token_id": _spec(*_TOKEN_ID, "the token that fills shorter rows of a batch"),
     "eos_token_id": _spec(
         "a token id (an integer >= 0) or a list of them", _token_ids, None, "the tokens that end a text"

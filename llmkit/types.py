@@ -158,6 +158,33 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """A token that could have come at some place, as OpenAI shapes it.
+
+    Attributes:
+        token: its text; a replacement character stands for a part of a character.
+        logprob: natural logarithm of its probability, after penalties, temperature and filters.
+        bytes: its UTF-8 bytes, which those of its neighbours may complete; None where the backend does not tell.
+    """
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob(TopLogprob):
+    """A generated token, and what could have come in its place.
+
+    Attributes:
+        top_logprobs: the likeliest tokens there, as many as were asked for, the likeliest first; those that a filter
+            left no probability are not among them.
+    """
+
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a stream: new tokens and text of one choice of one request.
 
@@ -170,6 +197,7 @@ class Chunk:
         prompt_tokens: tokens of the prompt; set on the first chunk of a request, where it is known.
         completion_tokens: tokens of all choices of the request, where the backend reports a total instead of ids.
         padded: the row had padding, so `pad_token_id` took effect.
+        logprobs: one entry for each of the tokens, in their order; None where they were not asked for.
     """
 
     request: int
@@ -180,6 +208,7 @@ class Chunk:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     padded: bool = False
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +240,15 @@ class Choice:
         text: the new text only, neither prompt nor stop string.
         finish_reason: why it ended.
         token_ids: the generated tokens, EOS included; empty where the backend does not tell.
+        logprobs: one entry for each generated token, those of a stop string and the EOS included; None where they were
+            not asked for.
     """
 
     index: int
     text: str
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

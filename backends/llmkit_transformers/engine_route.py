@@ -1,25 +1,24 @@
-"""The route through the engine: requests become sequences, and their deltas become chunks.
+"""The route through the engine: what a request means to the runner, its samplers and its texts.
 
-It knows neither tensors nor steps; it carries between a call and the engine's owner thread.
+It knows neither tensors nor steps, nor how a call reaches the engine's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from queue import SimpleQueue
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import cast
 
 import psutil
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from llmkit.engine.calls import EngineCalls
 from llmkit.engine.engine import Engine, EngineFigures
-from llmkit.engine.sequence import Delta, EngineRequest, Event
-from llmkit.engine.worker import EngineWorker
-from llmkit.errors import QueueFull
+from llmkit.engine.sequence import Delta, EngineRequest
 from llmkit.text import OutputText
-from llmkit.types import Chunk
+from llmkit.types import Chunk, TokenLogprob
 from llmkit_transformers.generate_route import Decode, Numbered
+from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.runner import ChoiceSampler, FlatRunner
 from llmkit_transformers.sampling import Sampler
 
@@ -28,9 +27,6 @@ FREE_MEMORY_SHARE = 0.3
 
 MAX_RUNNING = 64
 """Sequences that run at once; beyond it a step grows longer rather than the whole faster."""
-
-_Item = tuple[int, Event | None]
-_Put = Callable[[_Item], None]
 
 
 def default_kv_bytes(model: PreTrainedModel) -> int:
@@ -46,6 +42,7 @@ class EngineRoute:
     Args:
         runner: runs the model.
         decode: token ids to text.
+        spelling: single tokens, for log-probabilities.
         settings: the model's generation config.
         kv_cache_bytes: what keys and values may take.
         n_threads: of torch, for the engine's thread, which does not take over the caller's number by itself.
@@ -56,6 +53,7 @@ class EngineRoute:
         self,
         runner: FlatRunner,
         decode: Decode,
+        spelling: TokenSpelling,
         settings: GenerationConfig,
         *,
         kv_cache_bytes: int,
@@ -66,66 +64,22 @@ class EngineRoute:
             torch.set_num_threads(n_threads)
             return Engine(runner, kv_budget_bytes=kv_cache_bytes, max_running=MAX_RUNNING)
 
-        self._decode, self._settings = decode, settings
-        self._worker = EngineWorker(make_engine, name=name)
+        self._decode, self._spelling, self._settings = decode, spelling, settings
+        passed_on = (torch.OutOfMemoryError,)
+        self._calls = EngineCalls(make_engine, name=name, logprobs=self._logprobs, passed_on=passed_on)
 
     @property
     def figures(self) -> EngineFigures:
         """What the engine holds and has done."""
-        return self._worker.figures
+        return self._calls.figures
 
     def chunks(self, requests: Sequence[Numbered]) -> Iterator[Chunk]:
         """The chunks of all requests as they come; leaving early cancels what has not come yet."""
-        events: SimpleQueue[_Item] = SimpleQueue()
-        submitted: list[EngineRequest] = []
-        try:
-            for one in requests:
-                self._submit(one, events.put, submitted)
-                yield Chunk(one.index, prompt_tokens=len(one.prompt_ids))
-            n_open = len(submitted)
-            while n_open:
-                index, event = events.get()
-                n_open -= event is None
-                yield from _chunk(index, event)
-        finally:
-            self._cancel(submitted)
+        return self._calls.chunks((one.index, self._engine_request(one)) for one in requests)
 
-    async def achunks(self, requests: Sequence[Numbered]) -> AsyncIterator[Chunk]:
+    def achunks(self, requests: Sequence[Numbered]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, without a thread of its own."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[_Item]()
-        submitted: list[EngineRequest] = []
-
-        def put(item: _Item) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, item)
-
-        try:
-            for one in requests:
-                await self._asubmit(one, put, submitted)
-                yield Chunk(one.index, prompt_tokens=len(one.prompt_ids))
-            n_open = len(submitted)
-            while n_open:
-                index, event = await events.get()
-                n_open -= event is None
-                for chunk in _chunk(index, event):
-                    yield chunk
-        finally:
-            self._cancel(submitted)
-
-    def _submit(self, one: Numbered, put: _Put, submitted: list[EngineRequest], *, wait: bool = True) -> None:
-        request = self._engine_request(one)
-        self._worker.submit_to(lambda event: put((one.index, event)), request, wait=wait)
-        submitted.append(request)
-
-    async def _asubmit(self, one: Numbered, put: _Put, submitted: list[EngineRequest]) -> None:
-        """Waits for a place in the queue in another thread, but only where there is none."""
-        try:
-            self._submit(one, put, submitted, wait=False)
-        except QueueFull:
-            await asyncio.to_thread(self._submit, one, put, submitted)
-
-    def _cancel(self, submitted: Sequence[EngineRequest]) -> None:
-        for request in submitted:
-            self._worker.cancel(request)
+        return self._calls.achunks((one.index, self._engine_request(one)) for one in requests)
 
     def _engine_request(self, one: Numbered) -> EngineRequest:
         params, max_tokens = one.params, one.params.max_tokens or 1
@@ -142,20 +96,10 @@ class EngineRoute:
         params = one.params
         return OutputText(self._decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=max_tokens)
 
+    def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...] | None:
+        sampler = cast("ChoiceSampler", delta.request.samplers[delta.choice])
+        return (self._spelling.spelt(sampler.scored.popleft()),) if sampler.scored else None
+
     def close(self) -> None:
         """End everything and free the memory."""
-        self._worker.close()
-
-
-def _chunk(index: int, event: Event | None) -> Iterator[Chunk]:
-    """What a reader gets for an event.
-
-    Raises:
-        LLMKitError: the request failed.
-        MemoryError: there was not enough memory; torch's own error likewise, as it is.
-    """
-    if isinstance(event, Delta):
-        yield Chunk(index, event.choice, event.text, (event.token_id,), event.finish_reason)
-    elif event is not None:
-        cause = event.error.__cause__
-        raise cause if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) else event.error
+        self._calls.close()

@@ -19,6 +19,7 @@ from llmkit.params import GenerationParams
 from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
 from llmkit_transformers.loading import LoadedModel
+from llmkit_transformers.logprobs import ScoredToken, TokenSpelling
 from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, has_penalties, penalised
 from llmkit_transformers.settings import window
 
@@ -84,6 +85,7 @@ class GenerateRoute:
 
     loaded: LoadedModel
     decode: Decode
+    spelling: TokenSpelling
     settings: GenerationConfig
     lock: Lock = field(default_factory=Lock)
 
@@ -207,6 +209,8 @@ class _Row:
         self.context = route.penalty_context(request)
         self.max_tokens = route.max_new_tokens(params)
         self.sampler = Sampler(params, choice, route.settings)
+        self.spelling = route.spelling
+        self.scored: ScoredToken | None = None
         self.text = OutputText(
             route.decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=self.max_tokens
         )
@@ -215,10 +219,19 @@ class _Row:
     def is_done(self) -> bool:
         return self.text.finish_reason is not None
 
+    def choose(self, scores: Tensor) -> int:
+        """The next token by this row's own parameters; `take` brings it back."""
+        if not self.sampler.wants_logprobs:
+            return self.sampler.next_token(scores, self.context, self.text.token_ids)
+        self.scored = self.sampler.next_scored(scores, self.context, self.text.token_ids)
+        return self.scored.token_id
+
     def take(self, token_id: int, emit: Emit) -> None:
         if not self.is_done:
             piece = self.text.feed(token_id)
-            emit(Chunk(self.request.index, self.choice, piece, (token_id,), self.text.finish_reason))
+            logprobs = None if self.scored is None else (self.spelling.spelt(self.scored),)
+            reason = self.text.finish_reason
+            emit(Chunk(self.request.index, self.choice, piece, (token_id,), reason, logprobs=logprobs))
 
     def end(self, emit: Emit) -> None:
         """Finish a row that the model's own limits ended (`max_time` in its generation config)."""
@@ -235,7 +248,7 @@ class _ChooseTokens(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         for index, row in enumerate(self._rows):
             if not row.is_done and not row.sampler.is_plain_greedy:
-                token_id = row.sampler.next_token(scores[index], row.context, row.text.token_ids)
+                token_id = row.choose(scores[index])
                 scores[index].fill_(-torch.inf)
                 scores[index, token_id] = 0.0
         return scores

@@ -13,14 +13,17 @@ from functools import partial
 from threading import Lock
 from typing import Literal
 
+import torch
+
 from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
+from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk, Request
 from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
 from llmkit_transformers.loading import LoadedModel
+from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.numerics import make_switchable
-from llmkit_transformers.own_thread import OwnThread
 from llmkit_transformers.proof import is_reproducible, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.settings import ModelSettings
@@ -77,8 +80,9 @@ class Routes:
     def __init__(self, loaded: LoadedModel, settings: ModelSettings, decode: Decode, options: RouteOptions) -> None:
         self._loaded, self._options = loaded, options
         lock, name = Lock(), loaded.files.name
-        self.generate = GenerateRoute(loaded, decode, settings.config, lock)
-        self._thread = OwnThread(name, options.n_threads)
+        self._spelling = TokenSpelling(loaded.tokenizer)
+        self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
+        self._thread = OwnThread(name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,))
         self._testing = Lock()
         self._is_batched: bool | None = None
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
@@ -92,6 +96,7 @@ class Routes:
         return EngineRoute(
             self._runner,
             decode,
+            self._spelling,
             settings.config,
             kv_cache_bytes=self._kv_bytes,
             n_threads=self._options.n_threads,

@@ -5,6 +5,7 @@ It knows nothing of requests, queues or the prefix cache.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from llmkit.engine.runner import KeysValues, Slice, TokenSampler
 from llmkit_transformers import flat_attention
 from llmkit_transformers.flat_attention import FlatStep, Piece
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, whole_tiles
+from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.sampling import Sampler
 
@@ -33,11 +35,15 @@ class ChoiceSampler:
     Args:
         sampler: chooses.
         context: tokens that the repetition penalty counts besides.
+
+    Attributes:
+        scored: tokens with log-probabilities that nobody has fetched yet, the oldest first; empty where not asked for.
     """
 
     sampler: Sampler
     context: Sequence[int]
     chosen: list[int] = field(default_factory=list[int])
+    scored: deque[ScoredToken] = field(default_factory=deque[ScoredToken])
 
     def choose(self, logits: Tensor, likeliest: int) -> int:
         """The next token.
@@ -47,7 +53,11 @@ class ChoiceSampler:
             likeliest: their argmax, computed for all rows at once.
         """
         token = likeliest
-        if not self.sampler.is_plain_greedy:
+        if self.sampler.wants_logprobs:
+            scored = self.sampler.next_scored(logits.float(), self.context, self.chosen)
+            self.scored.append(scored)
+            token = scored.token_id
+        elif not self.sampler.is_plain_greedy:
             token = self.sampler.next_token(logits.float(), self.context, self.chosen)
         self.chosen.append(token)
         return token

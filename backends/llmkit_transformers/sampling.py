@@ -25,6 +25,7 @@ from transformers.generation.logits_process import EpsilonLogitsWarper, EtaLogit
 
 from llmkit.noise import uniform
 from llmkit.params import GenerationParams
+from llmkit_transformers.logprobs import ScoredToken, scored
 
 UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 """Filters that a model's generation config may set and that have no name in llmkit."""
@@ -50,8 +51,13 @@ class Sampler:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is the answer, so that the caller may take the argmax itself."""
-        return not self.params.do_sample and not has_penalties(self.params)
+        """Whether the likeliest token is all that is asked, so that the caller may take the argmax itself."""
+        return not (self.params.do_sample or self.wants_logprobs or has_penalties(self.params))
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return self.params.logprobs is not None
 
     def next_token(self, logits: Tensor, context: Sequence[int], generated: Sequence[int]) -> int:
         """The next token's id.
@@ -61,12 +67,25 @@ class Sampler:
             context: tokens that the repetition penalty counts besides the generated ones: the prompt's.
             generated: this choice's tokens so far.
         """
+        return self._pick(self._scores(logits, context, generated), len(generated))
+
+    def next_scored(self, logits: Tensor, context: Sequence[int], generated: Sequence[int]) -> ScoredToken:
+        """The next token with its log-probability; arguments are those of `next_token`, and so is the token."""
+        scores = self._scores(logits, context, generated)
+        return scored(scores, self._pick(scores, len(generated)), self.params.logprobs or 0)
+
+    def _scores(self, logits: Tensor, context: Sequence[int], generated: Sequence[int]) -> Tensor:
+        """`(V,)`, unnormalised: what the token is chosen from."""
         logits = penalised(logits, context, generated, self.params)
         if not self.params.do_sample:
-            return int(logits.argmax())
-        scores: Any = self._warpers(None, logits[None])  # pyright: ignore[reportArgumentType]
-        number = uniform(self.params.seed or 0, self.choice, len(generated))
-        return draw(torch.softmax(scores[0], dim=-1), number)
+            return logits
+        return cast("Any", self._warpers)(None, logits[None])[0]
+
+    def _pick(self, scores: Tensor, index: int) -> int:
+        if not self.params.do_sample:
+            return int(scores.argmax())
+        number = uniform(self.params.seed or 0, self.choice, index)
+        return draw(torch.softmax(scores, dim=-1), number)
 
 
 def has_penalties(params: GenerationParams) -> bool:
