@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-PACKAGES = (ROOT / "llmkit", ROOT / "backends" / "llmkit_transformers")
+PACKAGES = (ROOT / "llmkit", ROOT / "backends" / "llmkit_openai", ROOT / "backends" / "llmkit_transformers")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def test_wheel_declares_command_and_backends(wheel: zipfile.ZipFile) -> None:
     (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
     entry_points = wheel.read(name).decode()
     assert "llmkit = llmkit.cli.main:main" in entry_points
-    assert "[llmkit.backends]\ntransformers = llmkit_transformers:TransformersLLM" in entry_points
+    backends = entry_points.partition("[llmkit.backends]\n")[2].splitlines()
+    assert {"openai = llmkit_openai:OpenAILLM", "transformers = llmkit_transformers:TransformersLLM"} <= set(backends)
 
 
 def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) -> None:

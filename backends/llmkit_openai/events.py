@@ -1,0 +1,42 @@
+"""Server-sent events: bytes in whatever pieces they come, to the data of each event.
+
+Lines are split as bytes: a character may come in two pieces, and only CR and LF end a line here, while Python's own
+splitting would also break JSON at U+2028. It knows nothing of what the data says.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# A CR at the end of a piece may be the first half of a CR LF.
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class EventReader:
+    """Reads one stream of events. Not thread-safe; one object per stream."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._at_start = True
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """The data of the events that this piece completes."""
+        *lines, self._rest = _LINE_END.split(self._rest + piece)
+        for line in lines:
+            if self._at_start:
+                line, self._at_start = line.removeprefix(_BYTE_ORDER_MARK), False
+            if not line:
+                yield from self.end()
+            elif line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+
+    def end(self) -> Iterator[bytes]:
+        """The event whose lines are whole but not followed by an empty one, as some servers end their stream."""
+        if self._data:
+            data, self._data = b"\n".join(self._data), []
+            yield data
