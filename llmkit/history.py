@@ -64,3 +64,16 @@ def with_system(system_prompt: str | None, messages: Sequence[Message]) -> tuple
     if not system_prompt or any(m.role == "system" for m in messages):
         return tuple(messages)
     return (Message("system", system_prompt), *messages)
+
+
+def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with its system messages put before the first user message's text."""
+    system = [message.content for message in messages if message.role == "system"]
+    rest = [message for message in messages if message.role != "system"]
+    if not system:
+        return tuple(messages)
+    at = next((index for index, message in enumerate(rest) if message.role == "user"), None)
+    if at is None:
+        return (Message("user", "\n\n".join(system)), *rest)
+    opened = Message("user", "\n\n".join([*system, rest[at].content]))
+    return (*rest[:at], opened, *rest[at + 1 :])

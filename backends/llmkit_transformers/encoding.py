@@ -15,6 +15,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 
 from llmkit.errors import InvalidRequest, UnsupportedFeature
+from llmkit.history import fold_system
 from llmkit.types import Message, Request
 
 _RESERVED = ("messages", "tools", "add_generation_prompt", "tokenize", "conversation", "chat_template", "return_dict")
@@ -120,19 +121,6 @@ class PromptEncoder:
         """A function from token ids to text, special tokens left out."""
         decode = self.tokenizer.decode
         return lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation with its system messages put before the first user message's text."""
-    system = [message.content for message in messages if message.role == "system"]
-    rest = [message for message in messages if message.role != "system"]
-    if not system:
-        return tuple(messages)
-    at = next((index for index, message in enumerate(rest) if message.role == "user"), None)
-    if at is None:
-        return (Message("user", "\n\n".join(system)), *rest)
-    opened = Message("user", "\n\n".join([*system, rest[at].content]))
-    return (*rest[:at], opened, *rest[at + 1 :])
 
 
 def _with_bos(ids: list[int], wanted: int | None, own: int | None) -> list[int]:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from llmkit.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
+from llmkit.history import fold_system
 from llmkit.params import GenerationParams
 from llmkit.types import Message, Request
 from llmkit_transformers import TransformersLLM
-from llmkit_transformers.encoding import PromptEncoder, fold_system
+from llmkit_transformers.encoding import PromptEncoder
 from tests import tiny_models
 from tests.tiny_models import BOS, WINDOW
 
