@@ -21,13 +21,16 @@ from llmkit.call import Call, as_request, as_requests
 from llmkit.capabilities import Capabilities
 from llmkit.errors import (
     InertParameterWarning,
+    InvalidRequest,
     ParameterError,
     TaskArgsInvalid,
     UnsupportedParameterWarning,
 )
 from llmkit.params import GenerationParams
 from llmkit.preparation import ModelFacts, Prepared, prepare
-from llmkit.types import Chunk, Completion, Conversation, Message, Request
+from llmkit.structured import Constraint, Guide
+from llmkit.tools import MAX_TOOL_ROUNDS, Answer, ToolRounds, as_tools, read_answer
+from llmkit.types import Choice, Chunk, Completion, Conversation, Message, Request
 from llmkit.wire import GPTTask, GPTTaskResponse, GPTTaskStreamChunk
 
 _SUMMARY_TOKENS = 256
@@ -81,6 +84,14 @@ class BackendLLM(BaseLLM):
         """The prompt as the model will read it; None where the backend cannot tell."""
         return None
 
+    def _compile(self, constraint: Constraint) -> Guide | None:
+        """The constraint for this model's tokenizer; None where the backend does not mask tokens itself."""
+        return None
+
+    def _read_answer(self, request: Request, choice: Choice) -> Answer:
+        """A choice's text, taken apart into what is said and the tools that are called."""
+        return read_answer(choice.text)
+
     @property
     def context_length(self) -> int | None:
         """Tokens that prompt and new text may have together; None where it is unknown or unlimited."""
@@ -97,7 +108,11 @@ class BackendLLM(BaseLLM):
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def run(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
-        """The new text only. Overrides hold for this call: any parameter, and `raw`, `tools`, `template_args`."""
+        """The new text only.
+
+        Overrides hold for this call: any parameter; `raw` and `template_args`; `tools`, functions or schemas; and one
+        of `schema`, `regex`, `choice` and `grammar`, which the text is kept to.
+        """
         _refuse_positional(args)
         return self.complete(cast("str", task), **overrides).text
 
@@ -150,8 +165,40 @@ class BackendLLM(BaseLLM):
             pass
         return self._completions(call)
 
-    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:
+        if not overrides.get("tools"):
+            return super()._answer(messages, overrides)
+        rounds, options = self._tool_rounds(messages, overrides)
+        rounds.refuse_async()
+        while calls := rounds.take(self.complete(rounds.conversation, **options)):
+            for call in calls:
+                rounds.add_result(call, rounds.run(call))
+        return rounds.added
+
+    async def _aanswer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:
+        if not overrides.get("tools"):
+            return await super()._aanswer(messages, overrides)
+        rounds, options = self._tool_rounds(messages, overrides)
+        while calls := rounds.take(await self.acomplete(rounds.conversation, **options)):
+            for call in calls:
+                rounds.add_result(call, await rounds.arun(call))
+        return rounds.added
+
+    def _tool_rounds(
+        self, messages: tuple[Message, ...], overrides: Mapping[str, Any]
+    ) -> tuple[ToolRounds, dict[str, Any]]:
+        """The rounds of a turn, and the overrides of each call in it."""
+        if self._role(overrides) == "user":
+            raise InvalidRequest('tools are the assistant\'s: role must be "assistant", got "user"')
+        tools = as_tools(overrides["tools"])
+        options: dict[str, Any] = {**overrides, "tools": tools}
+        return ToolRounds(messages, tools, options.pop("max_tool_rounds", MAX_TOOL_ROUNDS)), options
+
+    def _reply(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
         return self.complete(messages, **overrides).text
+
+    async def _areply(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+        return (await self.acomplete(messages, **overrides)).text
 
     def _run_prompts(self, prompts: list[str]) -> list[str]:
         return self.batch_run(prompts, raw=True)
@@ -253,7 +300,7 @@ class BackendLLM(BaseLLM):
     def _completions(self, call: Call) -> list[Completion]:
         # A fingerprint may read all weights: only where somebody is promised something.
         is_promised = any(request.reproducible for request in call.requests)
-        return call.completions(self.fingerprint if is_promised else None)
+        return call.completions(self.fingerprint if is_promised else None, self._read_answer)
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())
@@ -272,6 +319,7 @@ class BackendLLM(BaseLLM):
             model=self._model_params(),
             context_length=self.context_length,
             encode=self._encode,
+            compile=self._compile,
         )
 
     def _warn_once(self, category: type[Warning], names: Sequence[str], what: str) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -40,6 +41,7 @@ CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0
 """What `toggle_creative_mode(True)` sets."""
 
 _PASSAGE_TOKENS = 1000
+_RETRY_S = 0.005
 
 
 class BaseLLM(ParameterSetters, MeasuredCalls):
@@ -176,22 +178,50 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         Without a history the object's own is used, and grows by both sides once the answer is there. A history that is
         passed, as messages (also none of them) or as a transcript, is used instead and nothing is kept. Concurrent
         calls take turns.
+
+        With `tools` (functions) a backend's model may call them before it answers, at most `max_tool_rounds` times; the
+        calls and their results are part of the history.
         """
-        speaker, answerer = ("assistant", "user") if self._role(overrides) == "user" else ("user", "assistant")
-        turn = Message(speaker, checked_prompt(task))
+        turn = self._turn(task, overrides)
         if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
-            return self._answer(with_turn(parse_history(history), turn), overrides)
+            return self._answer(with_turn(parse_history(history), turn), overrides)[-1].content
         with self._chat_turn:
-            answer = self._answer((*self.history, turn), overrides)
-            self.history = [*self.history, turn, Message(answerer, answer)]
-        return answer
+            answers = self._answer((*self.history, turn), overrides)
+            self.history = [*self.history, turn, *answers]
+        return answers[-1].content
+
+    async def achat(self, task: str, history: PastTurns = "", **overrides: Any) -> str:
+        """`chat` without blocking the event loop; tools may be async functions."""
+        turn = self._turn(task, overrides)
+        if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
+            return (await self._aanswer(with_turn(parse_history(history), turn), overrides))[-1].content
+        async with _held(self._chat_turn):
+            answers = await self._aanswer((*self.history, turn), overrides)
+            self.history = [*self.history, turn, *answers]
+        return answers[-1].content
 
     def _role(self, overrides: Mapping[str, Any]) -> str | None:
         return GenerationParams(role=overrides.get("role")).role or self.role
 
-    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
-        """The next message of a conversation; without a template, the contents joined by newlines are the task."""
+    def _turn(self, task: str, overrides: Mapping[str, Any]) -> Message:
+        return Message("assistant" if self._role(overrides) == "user" else "user", checked_prompt(task))
+
+    def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:
+        """What is said next in a conversation, the answer last."""
+        return (self._said(self._reply(messages, overrides), overrides),)
+
+    async def _aanswer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:
+        return (self._said(await self._areply(messages, overrides), overrides),)
+
+    def _said(self, text: str, overrides: Mapping[str, Any]) -> Message:
+        return Message("user" if self._role(overrides) == "user" else "assistant", text)
+
+    def _reply(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+        """The answer to a conversation; without a template, the contents joined by newlines are the task."""
         return self.run(joined(messages), **overrides)
+
+    async def _areply(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> str:
+        return await self.arun(joined(messages), **overrides)
 
     def clear_history(self) -> None:
         """Forget the conversation."""
@@ -300,6 +330,17 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
 
 
 _NOT_PARAMETERS = {"self", "model_name", "device", "more", "__class__"}
+
+
+@asynccontextmanager
+async def _held(lock: threading.Lock) -> AsyncGenerator[None]:
+    """A lock that threads use, too, held without blocking the event loop; waiting for it can be cancelled."""
+    while not lock.acquire(blocking=False):
+        await asyncio.sleep(_RETRY_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:

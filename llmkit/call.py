@@ -5,18 +5,23 @@ It knows neither models nor how chunks come to be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from llmkit.chunks import CompletionBuilder
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import Prepared
-from llmkit.types import Chunk, Completion, Conversation, Request, checked_batch, checked_prompt
+from llmkit.structured import KINDS, Constraint
+from llmkit.tools import Answer, as_tools, checked_call
+from llmkit.types import Choice, Chunk, Completion, Conversation, Request, checked_batch, checked_prompt
 
-REQUEST_FIELDS = ("raw", "tools", "template_args")
-"""Keywords of a call that are fields of its request rather than parameters."""
+REQUEST_FIELDS = ("raw", "tools", "template_args", "when_full", *KINDS)
+"""Keywords of a call that make up its request rather than its parameters."""
+
+ReadAnswer: TypeAlias = Callable[[Request, Choice], Answer]
+"""Takes a choice's text apart into what is said and the tools that are called."""
 
 
 @dataclass(slots=True)
@@ -55,22 +60,25 @@ class Call:
             completion_tokens=sum(u.completion_tokens or 0 for u in usages),
         )
 
-    def completions(self, fingerprint: str | None) -> list[Completion]:
+    def completions(self, fingerprint: str | None, read: ReadAnswer) -> list[Completion]:
         """The finished completions.
 
         Args:
             fingerprint: the model's, for the reproducible ones among them.
+            read: finds the calls in a text.
         """
         pairs = zip(self.prepared, self.builders, strict=True)
-        return [_completion(prepared, builder, fingerprint) for prepared, builder in pairs]
+        return [_completion(prepared, builder, fingerprint, read) for prepared, builder in pairs]
 
 
-def _completion(prepared: Prepared, builder: CompletionBuilder, fingerprint: str | None) -> Completion:
+def _completion(
+    prepared: Prepared, builder: CompletionBuilder, fingerprint: str | None, read: ReadAnswer
+) -> Completion:
     request, idle = prepared.request, prepared.inert
     if prepared.sets_pad_token and not builder.padded:
         idle = (*idle, "pad_token_id")
     return Completion(
-        choices=builder.choices(),
+        choices=tuple(_understood(choice, request, read) for choice in builder.choices()),
         usage=builder.usage,
         timings=builder.timings,
         params=request.params,
@@ -80,18 +88,33 @@ def _completion(prepared: Prepared, builder: CompletionBuilder, fingerprint: str
     )
 
 
+def _understood(choice: Choice, request: Request, read: ReadAnswer) -> Choice:
+    """The choice with what it was to be, and with its calls; a GPT task's text is for its caller to read."""
+    choice = replace(choice, constraint=request.constraint)
+    if not request.tools or request.self_contained:
+        return choice
+    answer = Answer(choice.text, choice.tool_calls) if choice.tool_calls else read(request, choice)
+    source = f"{request.prompt_ids or request.prompt} {choice.index} {choice.text}"
+    calls = tuple(checked_call(call, request.tools, f"{n} {source}") for n, call in enumerate(answer.calls))
+    reason = "tool_calls" if calls and choice.finish_reason == "stop" else choice.finish_reason
+    return replace(choice, content=answer.content, tool_calls=calls, finish_reason=reason)
+
+
 def as_request(task: Conversation | None, overrides: Mapping[str, Any]) -> Request:
     """A request from what a caller passes.
 
     Raises:
-        InvalidRequest: an empty task.
+        InvalidRequest: an empty task, or something that is no tool.
+        InvalidConstraint: a malformed schema, regex, choice or grammar.
         UnknownParameter: an override that is neither a parameter nor a field of a request.
     """
-    shape = {name: overrides[name] for name in REQUEST_FIELDS if overrides.get(name) is not None}
-    if "tools" in shape:
-        shape["tools"] = tuple(shape["tools"])
+    given = {name: overrides[name] for name in REQUEST_FIELDS if overrides.get(name) is not None}
+    constraint = Constraint.of(**{kind: given.pop(kind) for kind in KINDS if kind in given})
+    if "tools" in given:
+        given["tools"] = tuple(tool.schema for tool in as_tools(given["tools"]))
     values = {name: value for name, value in overrides.items() if name not in REQUEST_FIELDS}
-    return Request(checked_prompt("" if task is None else task), GenerationParams(**values), **shape)
+    prompt = checked_prompt("" if task is None else task)
+    return Request(prompt, GenerationParams(**values), constraint=constraint, **given)
 
 
 def as_requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Request]:

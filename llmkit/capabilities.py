@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmkit.errors import ParameterError, UnsupportedParameter
+from llmkit.errors import ParameterError, UnsupportedFeature, UnsupportedParameter
 from llmkit.params import SPECS, GenerationParams
+from llmkit.structured import KINDS, Constraint
 
 ALL_PARAMS: frozenset[str] = frozenset(SPECS)
 
@@ -23,6 +24,8 @@ class Capabilities:
         streaming: text arrives while it is generated.
         batching: several requests run together.
         tools: tool schemas reach the model.
+        structured: kinds of constraints that its texts keep to: `schema`, `regex`, `choice`, `grammar`.
+        bounded_queue: only so many requests wait, and who hands one in may ask not to: `when_full`.
         reproducible: where seeded requests give the same bits: `batched` in any company, `alone` because they are run
             singly, `no` where a server decides.
     """
@@ -31,12 +34,17 @@ class Capabilities:
     streaming: bool = False
     batching: bool = False
     tools: bool = False
+    structured: frozenset[str] = frozenset()
+    bounded_queue: bool = False
     reproducible: Literal["batched", "alone", "no"] = "no"
 
     def __post_init__(self) -> None:
         unknown = sorted(self.params - ALL_PARAMS)
         if unknown:
             raise ParameterError(f"capabilities name unknown parameters: {', '.join(unknown)}")
+        unknown = sorted(self.structured - set(KINDS))
+        if unknown:
+            raise ParameterError(f"capabilities name unknown kinds of structured output: {', '.join(unknown)}")
 
     def unsupported(self, params: GenerationParams) -> tuple[str, ...]:
         """Parameters that are set to something, and that the backend cannot honour."""
@@ -50,3 +58,15 @@ class Capabilities:
         """
         for name in self.unsupported(params):
             raise UnsupportedParameter(name, backend)
+
+    def check_features(self, *, tools: bool, constraint: Constraint | None, backend: str) -> None:
+        """Refuse tools and structured output where they cannot be had.
+
+        Raises:
+            UnsupportedFeature: for the first of them.
+        """
+        if tools and not self.tools:
+            raise UnsupportedFeature(f"the {backend} backend cannot pass tools to the model")
+        if constraint is not None and constraint.kind not in self.structured:
+            can = f"only {', '.join(sorted(self.structured))}" if self.structured else "no structured output"
+            raise UnsupportedFeature(f"the {backend} backend cannot keep a text to a {constraint.kind}; it has {can}")

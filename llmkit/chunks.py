@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from llmkit.errors import GenerationError
-from llmkit.types import Choice, Chunk, FinishReason, Timings, TokenLogprob, Usage
+from llmkit.types import Choice, Chunk, FinishReason, Timings, TokenLogprob, ToolCall, Usage
 
 
 @dataclass(slots=True)
@@ -17,6 +17,7 @@ class _ChoiceSoFar:
     pieces: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     finish_reason: FinishReason | None = None
 
     def add(self, chunk: Chunk) -> None:
@@ -25,6 +26,7 @@ class _ChoiceSoFar:
         if chunk.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(chunk.logprobs)
+        self.tool_calls.extend(chunk.tool_calls)
         self.finish_reason = chunk.finish_reason or self.finish_reason
 
 
@@ -87,4 +89,5 @@ class CompletionBuilder:
         if choice is None or choice.finish_reason is None:
             raise GenerationError(f"the backend's stream ended before choice {index} was finished")
         logprobs = None if choice.logprobs is None else tuple(choice.logprobs)
-        return Choice(index, "".join(choice.pieces), choice.finish_reason, tuple(choice.token_ids), logprobs)
+        text, calls = "".join(choice.pieces), tuple(choice.tool_calls)
+        return Choice(index, text, choice.finish_reason, tuple(choice.token_ids), logprobs, calls)

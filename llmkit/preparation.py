@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 from llmkit.capabilities import Capabilities
 from llmkit.context import fit_conversation, room_for_new_tokens
-from llmkit.errors import UnsupportedFeature
+from llmkit.errors import ParameterError, UnsupportedFeature
 from llmkit.history import seen_from, with_system
 from llmkit.noise import draw_seed
 from llmkit.params import GenerationParams, inert, resolve
+from llmkit.structured import Constraint, Guide
+from llmkit.tools import as_tools
 from llmkit.types import Message, Request
 
 
@@ -29,6 +31,7 @@ class ModelFacts:
         model: what the model's own generation config sets.
         context_length: tokens that prompt and new text may have together, or None.
         encode: a request's prompt as token ids; None where the backend cannot tell.
+        compile: a constraint compiled for the model's tokenizer; None where the backend does not mask tokens itself.
     """
 
     backend_name: str
@@ -38,6 +41,7 @@ class ModelFacts:
     model: GenerationParams
     context_length: int | None
     encode: Callable[[Request], Sequence[int] | None]
+    compile: Callable[[Constraint], Guide | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +69,46 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     Raises:
         UnsupportedParameter: the backend cannot honour a parameter.
         UnsupportedFeature: nor what else was asked.
+        InvalidConstraint: a schema, regex, choice or grammar that cannot be compiled.
+        ParameterError: values that exclude each other, or too few tokens for any text that fits the constraint.
         ContextLengthExceeded: the prompt leaves no room.
     """
     user = request.params if request.self_contained else request.params.over(facts.own)
     if not facts.leaves_out:
         facts.capabilities.check(user, facts.backend_name)
+    if request.when_full == "raise" and not facts.capabilities.bounded_queue:
+        raise UnsupportedFeature(f'the {facts.backend_name} backend has no queue that fills up: when_full must be "wait"')
     left_out = facts.capabilities.unsupported(user)
     user = user.replace(**dict.fromkeys(left_out))
-    if request.tools and not facts.capabilities.tools:
-        raise UnsupportedFeature(f"the {facts.backend_name} backend cannot pass tools to the model")
+    _check_features(request, facts)
     settled = replace(
         request,
+        guide=None if request.constraint is None else facts.compile(request.constraint),
         params=_seeded(resolve(user, facts.model)),
         reproducible=request.self_contained or user.seed is not None,
     )
     settled = replace(settled, prompt=_as_seen(settled))
     idle = inert(user, settled.params) + _inert_in_prompt(user, settled)
     settled, dropped = _fitted(settled, facts)
+    _check_room_for_constraint(settled)
     return Prepared(settled, dropped, idle, left_out, user.pad_token_id is not None)
+
+
+def _check_features(request: Request, facts: ModelFacts) -> None:
+    constraint = request.constraint
+    facts.capabilities.check_features(tools=bool(request.tools), constraint=constraint, backend=facts.backend_name)
+    if not request.self_contained:
+        as_tools(request.tools)
+
+
+def _check_room_for_constraint(request: Request) -> None:
+    """Refuse what could only end in the middle."""
+    guide, max_tokens = request.guide, request.params.max_tokens
+    if guide is not None and max_tokens is not None and max_tokens < guide.fewest_tokens:
+        raise ParameterError(
+            f"max_tokens, or what the prompt leaves of the window, must be at least {guide.fewest_tokens} for a text "
+            f"that fits the {guide.constraint.kind}, got {max_tokens}"
+        )
 
 
 def _seeded(params: GenerationParams) -> GenerationParams:

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from llmkit.errors import InvalidRequest, UnsupportedFeature, did_you_mean
+from llmkit.errors import (
+    InvalidRequest,
+    StructuredOutputIncomplete,
+    StructuredOutputInvalid,
+    UnsupportedFeature,
+    did_you_mean,
+)
 from llmkit.params import GenerationParams
+from llmkit.structured import Constraint, Guide
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -70,6 +77,28 @@ class Message:
         return data
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model asks to be called.
+
+    Attributes:
+        name: which.
+        arguments: by the names of its parameters.
+        id: names this call in the conversation; the tool's message refers to it.
+        error: why the call cannot be carried out: no such tool, or arguments that do not fit; None where it can.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call in a message, as OpenAI shapes it; the arguments stay an object, as chat templates want them."""
+        function = {"name": self.name, "arguments": dict(self.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
 def _joined(content: object) -> str:
     """Plain text, or the text of a list of blocks."""
     if isinstance(content, str):
@@ -127,13 +156,16 @@ class Request:
         raw: give a string prompt to the model as it is, without its chat template.
         tools: JSON schemas of functions for the chat template.
         template_args: further variables for the chat template.
+        when_full: where as many requests wait as may, `wait` for a place, or `raise` `QueueFull`.
+        constraint: what the text must be; `Constraint.of(schema=...)` makes one.
         self_contained: the request says all (a GPT task): the model object's own parameters do not apply, numerics are
             reproducible, and a conversation that outgrows the window is refused rather than shortened.
         reproducible: run in reproducible numerics; the model object sets it, for a seed or a self-contained request.
         prompt_ids: the prompt's tokens, once the model object has encoded it.
+        guide: the constraint compiled for the model's tokenizer, where the backend masks tokens itself.
 
     Raises:
-        InvalidRequest: an empty prompt or no messages.
+        InvalidRequest: an empty prompt or no messages, or both tools and a constraint.
     """
 
     prompt: str | tuple[Message, ...]
@@ -141,9 +173,12 @@ class Request:
     raw: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    constraint: Constraint | None = None
+    when_full: Literal["wait", "raise"] = "wait"
     self_contained: bool = False
     reproducible: bool = False
     prompt_ids: tuple[int, ...] | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -153,8 +188,12 @@ class Request:
             raise InvalidRequest(f"{what}, got {self.prompt!r}")
         if not isinstance(self.prompt, (str, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest(f"the task must be a string or messages, got {type(self.prompt).__name__}")
+        if self.when_full not in ("wait", "raise"):
+            raise InvalidRequest(f'when_full must be "wait" or "raise", got {self.when_full!r}')
         if isinstance(self.prompt, tuple) and not any(m.content or m.tool_calls for m in self.prompt):
             raise InvalidRequest("at least one message must have content")
+        if self.tools and self.constraint is not None:
+            raise InvalidRequest(f"tools and a {self.constraint.kind} exclude each other: a call would not fit it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +237,7 @@ class Chunk:
         completion_tokens: tokens of all choices of the request, where the backend reports a total instead of ids.
         padded: the row had padding, so `pad_token_id` took effect.
         logprobs: one entry for each of the tokens, in their order; None where they were not asked for.
+        tool_calls: calls that a server has read out of the text itself, whole ones only.
     """
 
     request: int
@@ -209,6 +249,7 @@ class Chunk:
     completion_tokens: int | None = None
     padded: bool = False
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +283,9 @@ class Choice:
         token_ids: the generated tokens, EOS included; empty where the backend does not tell.
         logprobs: one entry for each generated token, those of a stop string and the EOS included; None where they were
             not asked for.
+        tool_calls: the calls in the text; none where the request has no tools.
+        content: the text without the calls.
+        constraint: what the text had to be, if anything.
     """
 
     index: int
@@ -249,6 +293,32 @@ class Choice:
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    content: str | None = None
+    constraint: Constraint | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """The text as what was asked for: the schema's object, parsed JSON, or the text; None where nothing was.
+
+        Raises:
+            StructuredOutputIncomplete: its tokens ran out before it was whole.
+            StructuredOutputInvalid: it does not fit.
+        """
+        if self.constraint is None:
+            return None
+        try:
+            return self.constraint.parse(self.text)
+        except StructuredOutputInvalid as error:
+            if self.finish_reason != "length":
+                raise
+            raise StructuredOutputIncomplete(error.kind, error.reason, error.text) from error
+
+    @property
+    def message(self) -> Message:
+        """The choice as a message of the conversation, calls included."""
+        content = self.text if self.content is None else self.content
+        return Message("assistant", content, tuple(call.to_dict() for call in self.tool_calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +355,21 @@ class Completion:
     def text(self) -> str:
         """The first choice's text."""
         return self.choices[0].text
+
+    @property
+    def parsed(self) -> Any:
+        """The first choice's text as what was asked for; see `Choice.parsed`."""
+        return self.choices[0].parsed
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The first choice's calls."""
+        return self.choices[0].tool_calls
+
+    @property
+    def message(self) -> Message:
+        """The first choice as a message of the conversation."""
+        return self.choices[0].message
 
 
 def checked_batch(tasks: Sequence[str]) -> Sequence[str]:

@@ -289,7 +289,7 @@ def test_a_summary_of_a_long_text_runs_passage_by_passage() -> None:
 
 def test_a_model_that_plays_the_user_answers_a_passed_history_as_the_user() -> None:
     class Sides(Reverser):
-        def _answer(self, messages: tuple[Message, ...], overrides: Any) -> str:
+        def _reply(self, messages: tuple[Message, ...], overrides: Any) -> str:
             return " ".join(message.role for message in messages)
 
     past = [Message("assistant", "hi"), Message("user", "hello")]

@@ -111,7 +111,12 @@ class Constraint:
 
 def json_problem(schema: str, value: object) -> str | None:
     """How a value breaks a JSON schema (given as JSON), and where; None where it does not."""
-    error: Any = next(iter(_validator(schema).iter_errors(value)), None)
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error: Any = next(iter(_validator(schema).iter_errors(value)), None)
+    except Unresolvable as unresolvable:
+        return f"the schema refers to what it does not have: {unresolvable}"
     return None if error is None else f"{error.json_path}: {error.message}"
 
 

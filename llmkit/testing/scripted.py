@@ -19,6 +19,7 @@ from llmkit.capabilities import Capabilities
 from llmkit.errors import GenerationError, InvalidRequest
 from llmkit.fingerprint import fingerprint
 from llmkit.noise import uniform
+from llmkit.structured import KINDS
 from llmkit.text import StopMatcher
 from llmkit.types import Chunk, Request, joined
 
@@ -43,9 +44,10 @@ class ScriptedLLM(BackendLLM):
     """A model that answers what it was told to answer, token by token, exactly counted.
 
     A token's id is its UTF-8 bytes read as a number, so ids are stable and can be turned back into text. A prompt of
-    several messages is read as their contents joined by newlines. Greedy decoding gives the first of an answer's
-    alternatives; sampling chooses among them by seed and choice, the later ones likelier the higher the temperature.
-    Safe to call from many threads.
+    several messages is read as their contents joined by newlines; tools are kept with the request and change nothing.
+    Where a schema, regex, choice or grammar is asked for, the scripted answer must fit it; one that does not fails
+    with `StructuredOutputInvalid`. Greedy decoding gives the first of an answer's alternatives; sampling chooses among
+    them by seed and choice, the later ones likelier the higher the temperature. Safe to call from many threads.
 
     Args:
         answers: the answer to everything; or answers by prompt; or a function from prompt to answer. The prompt here
@@ -69,6 +71,8 @@ class ScriptedLLM(BackendLLM):
         ),
         streaming=True,
         batching=True,
+        tools=True,
+        structured=frozenset(KINDS),
         reproducible="batched",
     )
 
@@ -117,7 +121,10 @@ class ScriptedLLM(BackendLLM):
         matcher = StopMatcher(request.params.stop_strings)
         prompt_tokens = len(request.prompt_ids or ()) if choice == 0 else None
         room = request.params.max_tokens or math.inf
-        for n, token in enumerate([*self._tokens(self._text(request, choice)), ""], start=1):
+        answer = self._text(request, choice)
+        if request.constraint is not None:
+            request.constraint.parse(answer)
+        for n, token in enumerate([*self._tokens(answer), ""], start=1):
             if self._fail_on and self._fail_on in token:
                 raise GenerationError(f"scripted to fail on {self._fail_on!r}")
             text = matcher.feed(token)

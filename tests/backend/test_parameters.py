@@ -1,6 +1,7 @@
 """Parameters change the generation, or are refused, or are reported: none is lost."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from llmkit.errors import (
     UnsupportedParameterWarning,
 )
 from llmkit.testing import ScriptedLLM
+
+
+class WithoutFeatures(ScriptedLLM):
+    capabilities = replace(ScriptedLLM.capabilities, tools=False, structured=frozenset())
 
 
 def gpt_task(content: str = "x", **changes: Any) -> dict[str, Any]:
@@ -90,4 +95,10 @@ def test_a_value_without_effect_is_listed_and_warned_about_once() -> None:
 
 def test_tools_are_refused_by_a_backend_that_cannot_pass_them() -> None:
     with pytest.raises(UnsupportedFeature, match="cannot pass tools"):
-        ScriptedLLM().run("x", tools=[{"type": "function"}])
+        WithoutFeatures().run("x", tools=[{"name": "f"}])
+
+
+@pytest.mark.parametrize("asked", [{"schema": {}}, {"regex": "a"}, {"choice": ["a"]}, {"grammar": 'start: "a"'}])
+def test_structured_output_is_refused_by_a_backend_that_cannot_keep_to_it(asked: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedFeature, match="it has no structured output"):
+        WithoutFeatures().run("x", **asked)
