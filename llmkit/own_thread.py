@@ -9,10 +9,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
 from llmkit.errors import GenerationError, ModelClosed
+from llmkit.places import MAX_WAITING, Places
 from llmkit.types import Chunk
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ class OwnThread:
         name: the model's, for messages.
         initializer: called in the thread before anything else.
         passed_on: errors of a work that its reader gets as they are; `MemoryError` always is.
+        max_waiting: works that may wait to start.
     """
 
     def __init__(
@@ -34,23 +37,30 @@ class OwnThread:
         name: str | None,
         initializer: Callable[[], None] | None = None,
         passed_on: tuple[type[Exception], ...] = (),
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._name = name
         self._passed_on = (MemoryError, *passed_on)
+        self._places = Places(max_waiting)
         self._running: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._executor = ThreadPoolExecutor(1, "llmkit-generate", initializer)
         self._is_closed = False
 
-    def chunks(self, work: Work) -> Iterator[Chunk]:
+    def chunks(self, work: Work, *, may_wait: bool = True) -> Iterator[Chunk]:
         """What the work emits, as it comes; leaving early cancels it.
+
+        Args:
+            work: what is to be done.
+            may_wait: whether to wait for a place where as many works wait as may.
 
         Raises:
             GenerationError: the work failed.
             ModelClosed: the thread was closed.
+            QueueFull: there is no place, and it may not wait.
         """
         chunks: SimpleQueue[Chunk | None] = SimpleQueue()
         cancelled = threading.Event()
-        future = self._submitted(lambda: work(chunks.put, cancelled))
+        future = self._queued(lambda: work(chunks.put, cancelled), may_wait)
         future.add_done_callback(lambda _: chunks.put(None))
         self._running.add(cancelled)
         try:
@@ -68,6 +78,18 @@ class OwnThread:
             ModelClosed: the thread was closed.
         """
         return self._submitted(function).result()
+
+    def _queued(self, work: Callable[[], None], may_wait: bool) -> Future[None]:
+        """The work in the queue; its place is free once it starts, or is cancelled before."""
+
+        def start() -> None:
+            self._places.give_back()
+            work()
+
+        self._places.take(wait=may_wait)
+        future = self._submitted(start)
+        future.add_done_callback(lambda done: self._places.give_back() if done.cancelled() else None)
+        return future
 
     def _submitted(self, work: Callable[[], T]) -> Future[T]:
         try:
@@ -89,4 +111,5 @@ class OwnThread:
         self._is_closed = True
         for cancelled in list(self._running):
             cancelled.set()
+        self._places.close(partial(ModelClosed, self._name))
         self._executor.shutdown(wait=True, cancel_futures=True)

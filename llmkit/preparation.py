@@ -77,7 +77,7 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     if not facts.leaves_out:
         facts.capabilities.check(user, facts.backend_name)
     if request.when_full == "raise" and not facts.capabilities.bounded_queue:
-        raise UnsupportedFeature(f'the {facts.backend_name} backend has no queue that fills up: when_full must be "wait"')
+        raise UnsupportedFeature(f'the {facts.backend_name} backend has no bounded queue: when_full must be "wait"')
     left_out = facts.capabilities.unsupported(user)
     user = user.replace(**dict.fromkeys(left_out))
     _check_features(request, facts)

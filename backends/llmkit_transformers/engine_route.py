@@ -46,6 +46,7 @@ class EngineRoute:
         settings: the model's generation config.
         kv_cache_bytes: what keys and values may take.
         n_threads: of torch, for the engine's thread, which does not take over the caller's number by itself.
+        max_waiting: requests that may wait to start.
         name: the model's, for messages.
     """
 
@@ -58,6 +59,7 @@ class EngineRoute:
         *,
         kv_cache_bytes: int,
         n_threads: int,
+        max_waiting: int,
         name: str | None,
     ) -> None:
         def make_engine() -> Engine:
@@ -66,7 +68,9 @@ class EngineRoute:
 
         self._decode, self._spelling, self._settings = decode, spelling, settings
         passed_on = (torch.OutOfMemoryError,)
-        self._calls = EngineCalls(make_engine, name=name, logprobs=self._logprobs, passed_on=passed_on)
+        self._calls = EngineCalls(
+            make_engine, name=name, max_waiting=max_waiting, logprobs=self._logprobs, passed_on=passed_on
+        )
 
     @property
     def figures(self) -> EngineFigures:
@@ -90,6 +94,7 @@ class EngineRoute:
             outputs=[self._output(one, max_tokens) for _ in choices],
             reproducible=one.request.reproducible,
             max_tokens=max_tokens,
+            may_wait=one.request.when_full == "wait",
         )
 
     def _output(self, one: Numbered, max_tokens: int) -> OutputText:

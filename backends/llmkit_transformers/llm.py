@@ -22,6 +22,7 @@ from llmkit.capabilities import ALL_PARAMS, Capabilities
 from llmkit.errors import ContextLengthExceeded, ModelClosed, ParameterError
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
+from llmkit.places import MAX_WAITING
 from llmkit.registry import EMBEDDED_MODEL
 from llmkit.resources import DeviceMemory, format_bytes
 from llmkit.types import Chunk, Request
@@ -46,6 +47,7 @@ class TransformersLLM(BackendLLM):
         engine: use the engine, where a dry run shows that the model can; otherwise `model.generate`.
         kv_cache_bytes: memory that the engine's keys and values may take; 30 % of what is free by default.
         batch_size: rows that go through `model.generate` together.
+        max_waiting: requests that may wait to start; more wait for a place, or are refused, as their `when_full` says.
         params: the parameters of `BaseLLM`, among them `device`: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for
             accelerate's device map; without one, the first GPU or the processor.
 
@@ -60,7 +62,12 @@ class TransformersLLM(BackendLLM):
 
     backend_name: ClassVar[str] = "transformers"
     capabilities: Capabilities = Capabilities(
-        params=ALL_PARAMS, streaming=True, batching=True, tools=True, reproducible="batched"
+        params=ALL_PARAMS,
+        streaming=True,
+        batching=True,
+        tools=True,
+        bounded_queue=True,
+        reproducible="batched",
     )
 
     def __init__(
@@ -74,12 +81,13 @@ class TransformersLLM(BackendLLM):
         engine: bool = True,
         kv_cache_bytes: int | None = None,
         batch_size: int = 16,
+        max_waiting: int = MAX_WAITING,
         **params: Any,
     ) -> None:
-        _check_positive(batch_size=batch_size, kv_cache_bytes=kv_cache_bytes)
+        _check_positive(batch_size=batch_size, kv_cache_bytes=kv_cache_bytes, max_waiting=max_waiting)
         super().__init__(os.fspath(model_name or EMBEDDED_MODEL), **params)
         self._options = LoadOptions(dtype, quantize_bits, self.device, local_files_only, trust_remote_code)
-        self._route_options = RouteOptions(engine, kv_cache_bytes, batch_size, torch.get_num_threads())
+        self._route_options = RouteOptions(engine, kv_cache_bytes, batch_size, torch.get_num_threads(), max_waiting)
         self._take(load_model(self.model_name, self._options))
 
     # --- the model --------------------------------------------------------------------------------------------------

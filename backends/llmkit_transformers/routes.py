@@ -38,12 +38,14 @@ class RouteOptions:
         kv_cache_bytes: what keys and values may take; None for a share of the free memory.
         batch_size: rows that `model.generate` gets together.
         n_threads: torch threads.
+        max_waiting: requests that may wait to start on the engine; equally, groups of them on `model.generate`.
     """
 
     engine: bool
     kv_cache_bytes: int | None
     batch_size: int
     n_threads: int
+    max_waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Routes:
         lock, name = Lock(), loaded.files.name
         self._spelling = TokenSpelling(loaded.tokenizer)
         self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
-        self._thread = OwnThread(name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,))
+        self._thread = OwnThread(name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,), options.max_waiting)
         self._testing = Lock()
         self._is_batched: bool | None = None
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
@@ -100,6 +102,7 @@ class Routes:
             settings.config,
             kv_cache_bytes=self._kv_bytes,
             n_threads=self._options.n_threads,
+            max_waiting=self._options.max_waiting,
             name=self._loaded.files.name,
         )
 
@@ -126,7 +129,8 @@ class Routes:
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
         for group in batches(others, self._options.batch_size, self.generate.shared):
-            yield from self._thread.chunks(partial(self.generate.run, group))
+            may_wait = all(one.request.when_full == "wait" for one in group)
+            yield from self._thread.chunks(partial(self.generate.run, group), may_wait=may_wait)
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, which neither the self-test nor `model.generate` holds up."""

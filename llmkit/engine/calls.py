@@ -14,7 +14,7 @@ from typing import TypeAlias
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event
 from llmkit.engine.worker import EngineWorker
-from llmkit.errors import QueueFull
+from llmkit.places import MAX_WAITING
 from llmkit.types import Chunk, TokenLogprob
 
 _Item = tuple[int, Event | None]
@@ -29,6 +29,7 @@ class EngineCalls:
     Args:
         make_engine: called in the engine's own thread.
         name: the model's, for messages.
+        max_waiting: requests that may wait to start; those beyond are refused, or wait for a place, as each says.
         logprobs: the log-probabilities of a new token, where its request asks for them; called in the reader's thread.
         passed_on: causes of a failure that a reader gets as they are; `MemoryError` always is.
     """
@@ -38,13 +39,14 @@ class EngineCalls:
         make_engine: Callable[[], Engine],
         *,
         name: str | None,
+        max_waiting: int = MAX_WAITING,
         logprobs: Callable[[Delta], tuple[TokenLogprob, ...] | None],
         passed_on: tuple[type[Exception], ...] = (),
     ) -> None:
         self._passed_on, self._logprobs = (MemoryError, *passed_on), logprobs
         self._gate = threading.Condition()
         self._n_open, self._is_held = 0, False
-        self._worker = EngineWorker(make_engine, name=name)
+        self._worker = EngineWorker(make_engine, name=name, max_waiting=max_waiting)
 
     @property
     def figures(self) -> EngineFigures:
@@ -77,9 +79,7 @@ class EngineCalls:
 
         try:
             for index, request in requests:
-                # Waits for a place in another thread, but only where there is none.
-                if not self._submit(index, request, put, submitted, wait=False):
-                    await asyncio.to_thread(self._submit, index, request, put, submitted)
+                await self._asubmit(index, request, put, submitted)
                 yield Chunk(index, prompt_tokens=len(request.prompt_ids))
             n_open = len(submitted)
             while n_open:
@@ -98,46 +98,54 @@ class EngineCalls:
         Raises:
             ModelClosed: the engine is closed.
         """
-        with self._gate:
-            self._gate.wait_for(lambda: not self._is_held)
-            self._is_held = True
-            self._gate.wait_for(lambda: not self._n_open)
+        self.drain()
         try:
             self._worker.forget_and(change)
         finally:
-            with self._gate:
-                self._is_held = False
-                self._gate.notify_all()
+            self._let_in()
 
-    def _submit(
-        self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest], *, wait: bool = True
-    ) -> bool:
-        """Hand a request in; false where it would have to wait and is not to."""
+    def _submit(self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest]) -> None:
+        self._worker.take_place(request)
+        with self._worker.place_given_back_on_failure():
+            while not self._entered():
+                self._until_let_in()
+        self._hand_in(index, request, put)
+        submitted.append(request)
 
+    async def _asubmit(self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest]) -> None:
+        await self._worker.atake_place(request)
+        with self._worker.place_given_back_on_failure():
+            while not self._entered():
+                await asyncio.to_thread(self._until_let_in)
+        self._hand_in(index, request, put)
+        submitted.append(request)
+
+    def _hand_in(self, index: int, request: EngineRequest, put: _Put) -> None:
         def receive(event: Event | None) -> None:
             if event is None:
                 self._leave()
             put((index, event))
 
-        if not self._enter(wait):
-            return False
         try:
-            self._worker.submit_to(receive, request, wait=wait)
-        except BaseException as error:
+            self._worker.hand_in(receive, request)
+        except BaseException:
             self._leave()
-            if isinstance(error, QueueFull):
-                return False
             raise
-        submitted.append(request)
-        return True
 
-    def _enter(self, wait: bool) -> bool:
+    def _entered(self) -> bool:
+        """Count one more as open, unless everybody is held out."""
         with self._gate:
-            if self._is_held and not wait:
-                return False
+            self._n_open += not self._is_held
+            return not self._is_held
+
+    def _let_in(self) -> None:
+        with self._gate:
+            self._is_held = False
+            self._gate.notify_all()
+
+    def _until_let_in(self) -> None:
+        with self._gate:
             self._gate.wait_for(lambda: not self._is_held)
-            self._n_open += 1
-        return True
 
     def _leave(self) -> None:
         with self._gate:
@@ -162,6 +170,14 @@ class EngineCalls:
             cause = event.error.__cause__
             raise cause if isinstance(cause, self._passed_on) else event.error
 
+    def drain(self) -> None:
+        """Let everything that runs or waits end; who comes from now on waits, until `close`."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._is_held)
+            self._is_held = True
+            self._gate.wait_for(lambda: not self._n_open)
+
     def close(self) -> None:
-        """End everything and free the memory."""
+        """End everything and free the memory; who waits, and who comes from now on, gets `ModelClosed`."""
         self._worker.close()
+        self._let_in()

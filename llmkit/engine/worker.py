@@ -6,8 +6,9 @@ It carries events from the engine to those who wait for them. What is computed, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -15,7 +16,8 @@ from typing import TypeAlias, TypeVar
 
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event, Failure
-from llmkit.errors import GenerationError, LLMKitError, ModelClosed, ParameterError, QueueFull
+from llmkit.errors import GenerationError, LLMKitError, ModelClosed
+from llmkit.places import MAX_WAITING, Places
 
 T = TypeVar("T")
 Receiver: TypeAlias = "Callable[[Event | None], None]"
@@ -84,11 +86,10 @@ class EngineWorker:
         ParameterError: `max_waiting` is below 1.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], *, name: str | None = None, max_waiting: int = 1024) -> None:
-        if max_waiting < 1:
-            raise ParameterError(f"max_waiting must be at least 1, got {max_waiting}")
-        self._name, self._max_waiting = name, max_waiting
-        self._places = threading.Semaphore(max_waiting)
+    def __init__(
+        self, make_engine: Callable[[], Engine], *, name: str | None = None, max_waiting: int = MAX_WAITING
+    ) -> None:
+        self._name, self._places = name, Places(max_waiting)
         self._n_placed = 0  # places taken by requests that the engine knows; the owner thread's alone
         # Reentrant puts: a ticket may be collected, and so cancelled, at any point of any thread.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -103,40 +104,60 @@ class EngineWorker:
 
     @property
     def figures(self) -> EngineFigures:
-        """What the engine held and had done after its last step."""
+        """What the engine held and had done after its last step, or after a request was cancelled since."""
         return self._figures
 
-    def submit(self, request: EngineRequest, *, wait: bool = True) -> Ticket:
-        """Queue a request; its deltas come out of the ticket.
-
-        Args:
-            request: the request; it is not submitted twice.
-            wait: where the queue is full, block until there is a place, rather than raise.
+    def submit(self, request: EngineRequest) -> Ticket:
+        """Queue a request, once; its deltas come out of the ticket. In a full queue it waits for a place, if it may.
 
         Raises:
             CacheBudgetExceeded: it can never fit in the memory for keys and values.
             InvalidRequest: it has more choices than sequences may run at once.
-            QueueFull: there is no place, and `wait` is false.
+            QueueFull: there is no place, and it may not wait.
             ModelClosed: the worker is closed.
         """
         events: SimpleQueue[Event | None] = SimpleQueue()
-        self.submit_to(events.put, request, wait=wait)
+        self.submit_to(events.put, request)
         return Ticket(self, request, events)
 
-    def submit_to(self, receiver: Receiver, request: EngineRequest, *, wait: bool = True) -> None:
+    def submit_to(self, receiver: Receiver, request: EngineRequest) -> None:
         """Queue a request whose events go to a function, such as one that wakes an event loop.
 
         The function is called in the owner thread and should return at once; if it raises, the request is cancelled.
-        Arguments and errors are those of `submit`.
+        Errors are those of `submit`.
         """
+        self.take_place(request)
+        self.hand_in(receiver, request)
+
+    def take_place(self, request: EngineRequest) -> None:
+        """The first half of `submit_to`: a place in the queue, waiting for it if the request may."""
         self._engine.check(request)
-        self._take_place(wait)
+        self._places.take(wait=request.may_wait)
+
+    async def atake_place(self, request: EngineRequest) -> None:
+        """`take_place` for an event loop, which a full queue does not block; cancelled meanwhile, none is taken."""
+        self._engine.check(request)
+        await self._places.atake(wait=request.may_wait)
+
+    @contextmanager
+    def place_given_back_on_failure(self) -> Generator[None]:
+        """For what may fail between the two halves."""
+        try:
+            yield
+        except BaseException:
+            self._places.give_back()
+            raise
+
+    def hand_in(self, receiver: Receiver, request: EngineRequest) -> None:
+        """The second half of `submit_to`, for a request that has its place.
+
+        Raises:
+            ModelClosed: the worker is closed.
+        """
         with self._closing:
-            if not self._is_closed:
-                self._inbox.put(partial(self._add, request, receiver))
-                return
-        self._places.release()  # wakes the next one who waits for a place, to learn the same
-        raise ModelClosed(self._name)
+            if self._is_closed:
+                raise ModelClosed(self._name)
+            self._inbox.put(partial(self._add, request, receiver))
 
     def cancel(self, request: EngineRequest) -> None:
         """End a request within a step; its receiver gets None. Returns at once; too late or twice does nothing."""
@@ -205,11 +226,12 @@ class EngineWorker:
                 if command is None:
                     return
                 command()
-            if engine.has_work:
-                for event in engine.step():
-                    self._deliver(event)
-            self._free_places()
+            events = engine.step() if engine.has_work else []
+            # Before the events go out: whoever has the last token of a text finds it in the figures.
             self._figures = engine.figures()
+            for event in events:
+                self._deliver(event)
+            self._free_places()
 
     def _commands(self, is_busy: bool) -> Iterator[Callable[[], None] | None]:
         """All that is asked by now; with nothing else to do, sleep until something is."""
@@ -230,6 +252,7 @@ class EngineWorker:
         receiving = self._receivers.pop(request, None)
         if receiving is not None:
             self._engine.cancel(request)
+            self._figures = self._engine.figures()
             _last_word(receiving.receiver)
 
     def _deliver(self, event: Event) -> None:
@@ -248,15 +271,11 @@ class EngineWorker:
             del self._receivers[event.request]
             _last_word(receiving.receiver)
 
-    def _take_place(self, wait: bool) -> None:
-        if not self._places.acquire(blocking=wait):
-            raise QueueFull(self._max_waiting)
-
     def _free_places(self) -> None:
         """Give back the places of requests that wait no more: they started, failed or were cancelled."""
         while self._n_placed > self._engine.n_waiting:
             self._n_placed -= 1
-            self._places.release()
+            self._places.give_back()
 
     def _end_all(self, reason: Callable[[], LLMKitError]) -> None:
         """Refuse what comes from now on, and end all that is here or on its way, each with an error of its own."""
@@ -267,7 +286,7 @@ class EngineWorker:
                 command()
         for request in list(self._receivers):
             self._deliver(Failure(request, reason()))
-        self._places.release()
+        self._places.close(partial(ModelClosed, self._name))
 
 
 def _breakdown(cause: Exception) -> GenerationError:

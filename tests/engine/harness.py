@@ -23,9 +23,11 @@ def make_request(
     max_tokens: int = 4,
     reproducible: bool = False,
     eos_ids: Sequence[int] = NO_EOS,
+    may_wait: bool = True,
 ) -> EngineRequest:
     outputs = [OutputText(decode, eos_ids=eos_ids, max_tokens=max_tokens) for _ in range(n)]
-    return EngineRequest(tuple(prompt_ids), [FakeSampler(salt) for salt in range(n)], outputs, reproducible, max_tokens)
+    samplers = [FakeSampler(salt) for salt in range(n)]
+    return EngineRequest(tuple(prompt_ids), samplers, outputs, reproducible, max_tokens, may_wait)
 
 
 def alone(request: EngineRequest, eos_ids: Sequence[int] = NO_EOS) -> list[list[int]]:

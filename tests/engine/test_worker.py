@@ -171,10 +171,10 @@ def test_a_full_queue_refuses_who_will_not_wait(started: Callable[..., EngineWor
     assert eventually(lambda: worker._n_placed == 1)  # it started, its place is given back after the step
     tickets.append(worker.submit(make_request([2])))
     with pytest.raises(QueueFull, match="max_waiting is 2"):
-        worker.submit(make_request([3]), wait=False)
+        worker.submit(make_request([3], may_wait=False))
     runner.open()
     assert [tokens_of(ticket) for ticket in tickets] == [alone(make_request([n])) for n in (1, 2)]
-    tokens_of(worker.submit(make_request([3]), wait=False))
+    tokens_of(worker.submit(make_request([3], may_wait=False)))
 
 
 def test_a_full_queue_lets_wait_who_will(started: Callable[..., EngineWorker]) -> None:
