@@ -62,5 +62,5 @@ $(VENV)/.run-stamp: pyproject.toml constraints.txt
 
 $(VENV)/.dev-stamp: $(VENV)/.run-stamp
 	@echo "Installing the development tools into $(VENV)" >&2
-	@$(INSTALL) -e ".[transformers,openai,dev]"
+	@$(INSTALL) -e ".[transformers,llama-cpp,openai,dev]"
 	@touch $@

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-PACKAGES = (ROOT / "llmkit", ROOT / "backends" / "llmkit_openai", ROOT / "backends" / "llmkit_transformers")
+BACKENDS = ("llmkit_llama_cpp", "llmkit_openai", "llmkit_transformers")
+PACKAGES = (ROOT / "llmkit", *(ROOT / "backends" / name for name in BACKENDS))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_wheel_holds_every_source_and_data_file(wheel: zipfile.ZipFile) -> None:
     assert shipped == source_files()
 
 
-@pytest.mark.parametrize("name", ["llmkit/py.typed", "llmkit_transformers/py.typed"])
+@pytest.mark.parametrize("name", [f"{package}/py.typed" for package in ("llmkit", *BACKENDS)])
 def test_wheel_is_marked_as_typed(wheel: zipfile.ZipFile, name: str) -> None:
     assert name in wheel.namelist()
 
@@ -60,7 +61,11 @@ def test_wheel_declares_command_and_backends(wheel: zipfile.ZipFile) -> None:
     entry_points = wheel.read(name).decode()
     assert "llmkit = llmkit.cli.main:main" in entry_points
     backends = entry_points.partition("[llmkit.backends]\n")[2].splitlines()
-    assert {"openai = llmkit_openai:OpenAILLM", "transformers = llmkit_transformers:TransformersLLM"} <= set(backends)
+    assert {
+        "llama_cpp = llmkit_llama_cpp:LlamaCppLLM",
+        "openai = llmkit_openai:OpenAILLM",
+        "transformers = llmkit_transformers:TransformersLLM",
+    } <= set(backends)
 
 
 def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) -> None:
@@ -70,7 +75,7 @@ def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) ->
 
 def test_plain_install_is_light(metadata: Message) -> None:
     plain = {r.name for r in map(Requirement, metadata.get_all("Requires-Dist", [])) if r.marker is None}
-    assert plain == {"loguru", "psutil", "pydantic", "rich", "tqdm", "typer"}
+    assert plain == {"jsonschema", "loguru", "psutil", "pydantic", "rich", "tqdm", "typer"}
 
 
 def test_all_covers_every_extra_but_dev() -> None:
