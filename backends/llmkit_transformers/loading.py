@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import base as quantizers
 from transformers.utils import logging as transformers_logging
 
 from llmkit.errors import BackendUnavailable, ModelInvalid, ParameterError
@@ -103,7 +105,7 @@ def _load_weights(found: ModelFiles, config: Any, options: LoadOptions) -> PreTr
         found.folder,
         config=config,
         dtype=_dtype(options),
-        quantization_config=_quantization(options),
+        quantization_config=_quantization(options, auto, config),
         device_map=device if device != "cpu" or options.quantize_bits else None,
         use_safetensors=True,
         trust_remote_code=options.trust_remote_code,
@@ -124,10 +126,26 @@ def _dtype(options: LoadOptions) -> str | torch.dtype:
     return getattr(torch, options.dtype)
 
 
-def _quantization(options: LoadOptions) -> BitsAndBytesConfig | None:
+def _quantization(options: LoadOptions, auto: Any, config: Any) -> BitsAndBytesConfig | None:
     if options.quantize_bits == 4:
-        return BitsAndBytesConfig(load_in_4bit=True)
+        skipped = _not_for_4bit(auto, config, options) if resolve_device(options.device) == "cpu" else None
+        return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(load_in_8bit=True) if options.quantize_bits == 8 else None
+
+
+def _not_for_4bit(auto: Any, config: Any, options: LoadOptions) -> list[str] | None:
+    """The layers that stay as they are, if any has a shape for which bitsandbytes' kernels for processors are not made.
+
+    They take inputs in blocks of 64 and outputs in blocks of 32; otherwise they fail, or compute something else.
+    """
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=options.trust_remote_code)
+    odd = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and (layer.in_features % 64 or layer.out_features % 32)
+    ]
+    return [*cast("Any", quantizers).get_keys_to_not_convert(model), *odd] if odd else None
 
 
 def _feed_float16(model: PreTrainedModel) -> None:

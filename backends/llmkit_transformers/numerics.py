@@ -1,7 +1,8 @@
 """What makes a row's bits independent of its neighbours: matrix products and activations in forms that do not see them.
 
-The rules of the attention tile are in `flat_attention.py`, the padding of rows in `runner.py`; this module knows
-neither requests nor buffers. What was probed, and on which processor, is in `docs/lab-log.md`.
+The rules of the attention tile are in `flat_attention.py`, the padding of rows in `runner.py`, quantised layers in
+`quantized.py` and mixtures of experts in `experts.py`; this module knows neither requests nor buffers. What was
+probed, and on which processor, is in `docs/lab-log.md`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from llmkit_transformers import experts, quantized
+from llmkit_transformers.products import needs_own_product, packed, row_product
 
 
 def _silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-1.702 * x))
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -31,6 +41,7 @@ COMPOSED: dict[str, Callable[[Tensor], Tensor]] = {
     "FastGELUActivation": _gelu_tanh,
     "GELUTanh": _gelu_tanh,
     "NewGELUActivation": _gelu_tanh,
+    "QuickGELUActivation": _quick_gelu,
     "SiLU": _silu,
     "SiLUActivation": _silu,
 }
@@ -61,44 +72,76 @@ def make_switchable(model: PreTrainedModel) -> None:
     Only `forward` of single layers is replaced, so names, weights and what else holds them stay as they are.
     """
     for module in model.modules():
-        composed = COMPOSED.get(type(module).__name__)
-        if composed is not None:
-            _switch(module, composed)
-        elif type(module) in (nn.Linear, Conv1D):
-            _switch(module, partial(_packed_product, module))
+        independent = independent_form(module)
+        if independent is not None:
+            _switch(module, independent)
 
 
-def _switch(module: nn.Module, reproducible: Callable[[Tensor], Tensor]) -> None:
+def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
+    """How to compute a layer so that its rows do not see one another; None where it needs no other form.
+
+    Args:
+        module: a layer whose `forward` is its class's.
+    """
+    kind = type(module).__name__
+    if kind in COMPOSED:
+        return COMPOSED[kind]
+    if type(module) in (nn.Linear, Conv1D):
+        return partial(_packed_product, module)
+    if kind in quantized.PRODUCTS:
+        return partial(quantized.PRODUCTS[kind], module, module.forward)
+    if experts.are_experts(module):
+        return partial(experts.grouped_by_expert, module)
+    if _multiplies_by_itself(module):
+        return partial(_with_row_products, module.forward)
+    return None
+
+
+def packed_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the second copies of weights that reproducible steps have made so far."""
+    made = (module.__dict__.get("_llmkit_packed") for module in model.modules())
+    return sum(pair[0].nbytes for pair in made if pair is not None)
+
+
+def _switch(module: nn.Module, reproducible: Callable[..., Any]) -> None:
     fast = module.forward
 
-    def forward(x: Tensor) -> Tensor:
-        return reproducible(x) if _mode.reproducible else fast(x)
+    def forward(*tensors: Tensor) -> Any:
+        return reproducible(*tensors) if _mode.reproducible else fast(*tensors)
 
     module.forward = forward
 
 
 def _packed_product(layer: nn.Module, x: Tensor) -> Tensor:
-    """`x @ W + b` by oneDNN, whose float32 kernels give a row the same bits in any company of two rows or more.
+    """`x @ W + b` with the weight in oneDNN's layout, where its kernels are needed.
 
-    MKL's, behind `linear`, choose by the number of rows, and by threads where they split the inner dimension. Narrower
-    types go through oneDNN anyway.
+    The layout is made at the first reproducible step and kept beside the weight it was made of.
     """
     weight: Tensor = cast("Any", layer).weight
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if not needs_own_product(x, weight):
         return type(layer).forward(layer, x)
     bias: Tensor | None = cast("Any", layer).bias
-    return _onednn()._linear_pointwise(x, _packed(layer, weight), bias, "none", [], "")
-
-
-def _packed(layer: nn.Module, weight: Tensor) -> Tensor:
-    """The weight in oneDNN's layout, made at the first reproducible step and kept beside the weight it was made of."""
     made: tuple[Tensor, Tensor] | None = layer.__dict__.get("_llmkit_packed")
     if made is None or made[0] is not weight:
         outputs_first = weight.t() if isinstance(layer, Conv1D) else weight
-        made = (weight, _onednn()._reorder_linear_weight(outputs_first.detach().contiguous()))
+        made = (weight, packed(outputs_first.detach().contiguous()))
         layer.__dict__["_llmkit_packed"] = made
-    return made[1]
+    return row_product(x, made[1], bias)
 
 
-def _onednn() -> Any:
-    return torch.ops.mkldnn
+def _multiplies_by_itself(module: nn.Module) -> bool:
+    """Whether a layer that is no `Linear` has a matrix of its own, as the routers of experts have."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return weight is not None and weight.dim() == 2 and not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))
+
+
+class _RowProducts(TorchFunctionMode):
+    """Sends `linear` to the product whose rows are independent."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (row_product if func is linear else func)(*args, **(kwargs or {}))
+
+
+def _with_row_products(forward: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    with _RowProducts():
+        return forward(*tensors)

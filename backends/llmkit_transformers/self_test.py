@@ -1,0 +1,151 @@
+"""Whether a batch changes a model's bits here: its layers on rows in different company, then the whole of it in parts.
+
+It knows flat steps and layers; what follows from its verdict is decided in `routes.py`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmkit.engine.runner import Slice
+from llmkit_transformers.keys_values import TILE, SequenceBuffers
+from llmkit_transformers.numerics import COMPOSED, reproducible_numerics
+from llmkit_transformers.runner import FlatRunner
+
+_ROW_COUNTS = (4, 8, 12, 16, 20, 28, 32, 64, 100, 256, 512, 1024)
+_ROWS_TRIED = 256
+_MOST_PRODUCTS, _FEW_PRODUCTS = 2**32, 2**28
+"""Multiplications of one trial of a layer, and of many small ones: so a large layer is tried on fewer rows, and each
+takes less than a second or two."""
+
+_PARTS_AND_NEIGHBOURS = (((1, 3, 17), 1), ((9, 1, 1, 30), 7), ((1, 40), 19))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the self-test found.
+
+    Attributes:
+        problem: what has other bits in company; empty where nothing has.
+        elapsed_s: what the test took.
+    """
+
+    problem: str
+    elapsed_s: float
+
+
+def self_test(model: PreTrainedModel, runner: FlatRunner) -> Verdict:
+    """Try whether rows have the same bits in any company, with the torch threads of this thread and with one.
+
+    Layers are tried on random rows, each shape once: row counts from 4 to 1,024, several offsets. The model is tried on
+    a prompt alone and in one go, against parts of it beside others: keys and values at every layer and position must be
+    equal, which hold all that logits are made of. It costs a few forward passes of some hundred tokens.
+
+    Args:
+        model: made switchable.
+        runner: of that model.
+    """
+    began = time.perf_counter()
+    with torch.inference_mode():
+        problems = (problem for find in (_layer_problems, _model_problems) for problem in find(model, runner))
+        problem = next(problems, "")
+    return Verdict(problem, time.perf_counter() - began)
+
+
+@contextmanager
+def _threads(n_threads: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _thread_counts() -> list[int]:
+    return sorted({1, torch.get_num_threads()}, reverse=True)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _layer_problems(model: PreTrainedModel, _: FlatRunner) -> Iterator[str]:
+    seen: set[Hashable] = set()
+    for name, layer in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
+        width = _width(layer, model)
+        shape = (type(layer), width, getattr(layer, "out_features", None), getattr(layer, "nf", None))
+        if width is not None and shape not in seen:
+            seen.add(shape)
+            if not _rows_are_independent(layer, width, model):
+                yield f"{type(layer).__name__} of {width} inputs ({name}) gives a row other bits in company"
+
+
+def _width(layer: nn.Module, model: PreTrainedModel) -> int | None:
+    """Columns of a layer's input; None for what is tried as a part of the whole model only."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    if isinstance(layer, Conv1D):
+        return cast("int", layer.nx)
+    if type(layer).__name__ in COMPOSED:
+        config: Any = model.config.get_text_config()
+        return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return None
+
+
+def _rows_are_independent(layer: nn.Module, width: int, model: PreTrainedModel) -> bool:
+    """Whether rows in companies of every size have the bits that they have among the most."""
+    n_weights = sum(parameter.numel() for parameter in layer.parameters()) or width
+    counts = [n for n in _ROW_COUNTS if n * n_weights <= _MOST_PRODUCTS] or [_ROW_COUNTS[0]]
+    n_tried = max(1, min(_ROWS_TRIED, _FEW_PRODUCTS // n_weights))
+    n_rows = max(counts[-1], n_tried) + _ROWS_TRIED // 2
+    rows = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    rows[::7, ::5] *= 40  # outliers, which 8-bit layers treat apart
+    with reproducible_numerics(True):
+        expected: Tensor = layer(rows)
+        for n_threads, n in product(_thread_counts(), counts):
+            with _threads(n_threads):
+                starts = range(n % 13, n % 13 + max(1, n_tried // n) * n, n)
+                if not all(torch.equal(layer(rows[at : at + n].clone()), expected[at : at + n]) for at in starts):
+                    return False
+    return True
+
+
+# --- the whole model ------------------------------------------------------------------------------------------------
+
+
+def _model_problems(model: PreTrainedModel, runner: FlatRunner) -> Iterator[str]:
+    config: Any = model.config.get_text_config()
+    draw = random.Random(0)
+    n_tokens = min(TILE + 6, getattr(config, "max_position_embeddings", None) or TILE)
+    prompt = [draw.randrange(config.vocab_size) for _ in range(n_tokens)]
+    alone = runner.new()
+    logits = runner.logits([Slice(alone, prompt, 0, True)])[0]
+    for n_threads, (parts, n_others) in product(_thread_counts(), _PARTS_AND_NEIGHBOURS):
+        cuts = (*parts, n_tokens - sum(parts))
+        with _threads(n_threads):
+            is_equal = cuts[-1] < 1 or _equal_in_company(runner, prompt, cuts, n_others, alone, logits)
+        if not is_equal:
+            yield f"a prompt in parts of {cuts} tokens beside {n_others} others has other bits than alone"
+
+
+def _equal_in_company(
+    runner: FlatRunner, prompt: list[int], cuts: Sequence[int], n_others: int, alone: SequenceBuffers, logits: Tensor
+) -> bool:
+    kept, at, found = runner.new(), 0, logits
+    for n in cuts:
+        others = [Slice(runner.new(), prompt[: 1 + index % 5], 0, True) for index in range(n_others)]
+        found = runner.logits([*others, Slice(kept, prompt[at : at + n], at, True)])[-1]
+        at += n
+    tensors = zip((*kept.keys, *kept.values), (*alone.keys, *alone.values), strict=True)
+    return torch.equal(found, logits) and all(torch.equal(a[:, :at], b[:, :at]) for a, b in tensors)
