@@ -110,8 +110,8 @@ class BackendLLM(BaseLLM):
     def run(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
         """The new text only.
 
-        Overrides hold for this call: any parameter; `raw` and `template_args`; `tools`, functions or schemas; and one
-        of `schema`, `regex`, `choice` and `grammar`, which the text is kept to.
+        Overrides hold for this call: any parameter; `raw`, `prompt_style` and `template_args`; `tools`, functions or
+        schemas; and one of `schema`, `regex`, `choice` and `grammar`, which the text is kept to.
         """
         _refuse_positional(args)
         return self.complete(cast("str", task), **overrides).text
@@ -129,6 +129,13 @@ class BackendLLM(BaseLLM):
         """Texts for all tasks, in their order; a list as an override gives one value a task."""
         _refuse_positional(args)
         return [completion.text for completion in self.complete_batch(as_requests(tasks, overrides))]
+
+    def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+        """The chunks of all requests as they come, each with the index of its request; all else folds these.
+
+        Closing the iterator ends the generation.
+        """
+        return self._folding(self._begin(requests))
 
     def complete_batch(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
@@ -313,6 +320,7 @@ class BackendLLM(BaseLLM):
     def _facts(self) -> ModelFacts:
         return ModelFacts(
             backend_name=self.backend_name,
+            model_name=self.model_name,
             capabilities=self.capabilities,
             leaves_out=self.on_unsupported == "warn",
             own=self.params,

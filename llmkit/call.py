@@ -17,7 +17,7 @@ from llmkit.structured import KINDS, Constraint
 from llmkit.tools import Answer, as_tools, checked_call
 from llmkit.types import Choice, Chunk, Completion, Conversation, Request, checked_batch, checked_prompt
 
-REQUEST_FIELDS = ("raw", "tools", "template_args", "when_full", *KINDS)
+REQUEST_FIELDS = ("raw", "tools", "template_args", "prompt_style", "when_full", *KINDS)
 """Keywords of a call that make up its request rather than its parameters."""
 
 ReadAnswer: TypeAlias = Callable[[Request, Choice], Answer]

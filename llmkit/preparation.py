@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from llmkit.capabilities import Capabilities
 from llmkit.context import fit_conversation, room_for_new_tokens
-from llmkit.errors import ParameterError, UnsupportedFeature
+from llmkit.errors import InvalidRequest, ParameterError, UnsupportedFeature
 from llmkit.history import seen_from, with_system
 from llmkit.noise import draw_seed
 from llmkit.params import GenerationParams, inert, resolve
+from llmkit.prompts import PromptStyle, as_style
 from llmkit.structured import Constraint, Guide
 from llmkit.tools import as_tools
-from llmkit.types import Message, Request
+from llmkit.types import Message, Request, as_messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class ModelFacts:
 
     Attributes:
         backend_name: for messages.
+        model_name: suggests a prompt style.
         capabilities: what the backend honours.
         leaves_out: parameters that cannot be honoured are left out rather than refused.
         own: the object's parameters.
@@ -35,6 +37,7 @@ class ModelFacts:
     """
 
     backend_name: str
+    model_name: str | None
     capabilities: Capabilities
     leaves_out: bool
     own: GenerationParams
@@ -70,10 +73,14 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
         UnsupportedParameter: the backend cannot honour a parameter.
         UnsupportedFeature: nor what else was asked.
         InvalidConstraint: a schema, regex, choice or grammar that cannot be compiled.
+        PromptStyleError: no such prompt style, or none that the model's name suggests.
         ParameterError: values that exclude each other, or too few tokens for any text that fits the constraint.
         ContextLengthExceeded: the prompt leaves no room.
     """
     user = request.params if request.self_contained else request.params.over(facts.own)
+    style = _style(request, facts)
+    if style is not None and style.stop:
+        user = user.replace(stop_token=(*user.stop_strings, *style.stop))
     if not facts.leaves_out:
         facts.capabilities.check(user, facts.backend_name)
     if request.when_full == "raise" and not facts.capabilities.bounded_queue:
@@ -89,9 +96,36 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     )
     settled = replace(settled, prompt=_as_seen(settled))
     idle = inert(user, settled.params) + _inert_in_prompt(user, settled)
-    settled, dropped = _fitted(settled, facts)
+    if style is None:
+        settled, dropped = _fitted(settled, facts)
+    else:
+        settled, dropped = _fitted(settled, _reading(style, facts))
+        settled = _rendered(settled, style)
     _check_room_for_constraint(settled)
     return Prepared(settled, dropped, idle, left_out, user.pad_token_id is not None)
+
+
+def _style(request: Request, facts: ModelFacts) -> PromptStyle | None:
+    if request.prompt_style is None:
+        return None
+    if request.raw:
+        raise InvalidRequest("raw and prompt_style exclude each other: a raw prompt is not rendered")
+    return as_style(request.prompt_style, facts.model_name)
+
+
+def _reading(style: PromptStyle, facts: ModelFacts) -> ModelFacts:
+    """The facts of a model that reads conversations in this style."""
+
+    def encode(request: Request) -> Sequence[int] | None:
+        return facts.encode(_rendered(request, style))
+
+    return replace(facts, encode=encode)
+
+
+def _rendered(request: Request, style: PromptStyle) -> Request:
+    """The request as a raw text; the tokenizer writes the begin token."""
+    text = style.render_chat(as_messages(request.prompt), begin=False)
+    return replace(request, prompt=text, raw=True, prompt_style=None)
 
 
 def _check_features(request: Request, facts: ModelFacts) -> None:

@@ -158,6 +158,8 @@ class Request:
         template_args: further variables for the chat template.
         when_full: where as many requests wait as may, `wait` for a place, or `raise` `QueueFull`.
         constraint: what the text must be; `Constraint.of(schema=...)` makes one.
+        prompt_style: render the conversation in this style rather than by the chat template: a `PromptStyle`, its
+            dictionary or its name, or `auto` for the one that the model's name suggests.
         self_contained: the request says all (a GPT task): the model object's own parameters do not apply, numerics are
             reproducible, and a conversation that outgrows the window is refused rather than shortened.
         reproducible: run in reproducible numerics; the model object sets it, for a seed or a self-contained request.
@@ -174,6 +176,7 @@ class Request:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     constraint: Constraint | None = None
+    prompt_style: object | None = None
     when_full: Literal["wait", "raise"] = "wait"
     self_contained: bool = False
     reproducible: bool = False

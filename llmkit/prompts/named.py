@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from llmkit.errors import PromptStyleError, did_you_mean
 from llmkit.prompts.style import PromptStyle
@@ -104,7 +104,7 @@ def register_model(pattern: str, style: str) -> None:
         _table().models.insert(0, (compiled, style))
 
 
-def as_style(style: str | PromptStyle | Mapping[str, object], model_name: str | None = None) -> PromptStyle:
+def as_style(style: object, model_name: str | None = None) -> PromptStyle:
     """A style from its name, from a dictionary, or itself; for `auto`, the one that the model's name suggests.
 
     Raises:
@@ -113,7 +113,7 @@ def as_style(style: str | PromptStyle | Mapping[str, object], model_name: str | 
     if isinstance(style, PromptStyle):
         return style
     if not isinstance(style, str):
-        return PromptStyle.from_dict(style)
+        return PromptStyle.from_dict(cast("Mapping[str, object]", style))
     if style != AUTO:
         return get_style(style)
     guessed = guess_style(model_name or "")
