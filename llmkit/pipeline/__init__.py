@@ -1,0 +1,12 @@
+"""Pipelines: data through steps, from one row to a cluster, going on where a crash left it.
+
+`graph` is how steps follow each other, `keys` the names of rows, `journal` what is kept, `local` and `ray` how steps
+are run; `pipeline` puts them together.
+"""
+
+from llmkit.pipeline.functions import FunctionStep, Route, route, step
+from llmkit.pipeline.pipeline import Pipeline
+from llmkit.pipeline.progress import Report
+from llmkit.pipeline.sources import Source, open_source
+
+__all__ = ["FunctionStep", "Pipeline", "Report", "Route", "Source", "open_source", "route", "step"]

@@ -1,0 +1,111 @@
+"""The journal: what each step made of each row, on disk, so that a killed run goes on where it was.
+
+Owns the file and what survives what. It does not know what an id means (`flow` makes it of a step's signature and a
+row's key), nor the steps.
+
+The file is a SQLite database with the tables `about(format, version)` and `results(id BLOB PRIMARY KEY, rows TEXT)`,
+`rows` being a JSON list. A killed process loses nothing that was written; a power cut may take the latest writes, and
+they are computed again. One run at a time may have a journal open. Lookups read pages as they need them, so that memory
+does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llmkit.errors import PipelineError
+
+FORMAT = "llmkit-journal"
+VERSION = 1
+_MAX_IDS = 500
+"""Ids in one query; SQLite allows 32,766 parameters, and a query's text should stay short."""
+
+
+class Journal:
+    """The results of finished rows by id. Not for several threads.
+
+    Args:
+        path: the file; made where it is missing, with its folder.
+
+    Raises:
+        PipelineError: the file is no journal, is damaged, is of a newer version, or another run has it open.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened and refused at once rather than after a wait: a run holds its journal for hours.
+        self._database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise PipelineError(_reason(self.path, error)) from error
+        except PipelineError:
+            self._database.close()
+            raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever recorded."""
+        return self._database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
+
+    def find(self, ids: Sequence[bytes]) -> dict[bytes, str]:
+        """The recorded rows of those ids that are known, as JSON lists."""
+        found: dict[bytes, str] = {}
+        for at in range(0, len(ids), _MAX_IDS):
+            some = ids[at : at + _MAX_IDS]
+            query = f"SELECT id, rows FROM results WHERE id IN ({','.join('?' * len(some))})"
+            found.update(self._database.execute(query, some))
+        return found
+
+    def record(self, results: Iterable[tuple[bytes, str]]) -> None:
+        """Write results down, all or none of them; what is already there stays.
+
+        Raises:
+            PipelineError: the disk is full or failed.
+        """
+        try:
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", results)
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise PipelineError(f"cannot write the journal {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Fold what was written into the one file. Safe twice."""
+        self._database.close()
+
+    def _open(self) -> None:
+        # Exclusive: a second run is refused, and the write-ahead log needs no shared memory, which network disks lack.
+        self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.execute("BEGIN EXCLUSIVE")
+        tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            self._database.execute("CREATE TABLE about (format TEXT, version INTEGER)")
+            self._database.execute("INSERT INTO about VALUES (?, ?)", (FORMAT, VERSION))
+            self._database.execute("CREATE TABLE results (id BLOB PRIMARY KEY, rows TEXT NOT NULL)")
+        elif tables != {"about", "results"}:
+            raise PipelineError(f"{self.path} is no llmkit journal: it has the tables {', '.join(sorted(tables))}")
+        self._check_version()
+        self._database.execute("COMMIT")
+
+    def _check_version(self) -> None:
+        format_, version = self._database.execute("SELECT format, version FROM about").fetchone() or (None, None)
+        if format_ != FORMAT or type(version) is not int:
+            raise PipelineError(f"{self.path} is no llmkit journal: its format is {format_!r}")
+        if version > VERSION:
+            raise PipelineError(
+                f"{self.path} was written by a newer llmkit: its version is {version}, this one reads {VERSION}"
+            )
+
+
+def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
+    if "locked" in str(error):
+        return f"another run has the journal {path} open; wait for it, or give this run a journal of its own"
+    return f"{path} is damaged or no llmkit journal: {error}"

@@ -1,0 +1,97 @@
+"""The names of rows: what a row's key is, and the seed that comes from it.
+
+A key depends on a row's content and on how often this content came before, never on batches, workers or time. Keys of
+rows that steps make follow from the row that they were made of. It knows neither steps nor files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from llmkit.errors import PipelineError
+
+Row: TypeAlias = dict[str, Any]
+
+KEY_BYTES = 16
+_SEED_BYTES = 6  # 48 bits: exact in every JSON reader, and enough that rows hardly ever share one
+
+
+def content_key(row: Row) -> bytes:
+    """The hash of a row's content; the order of its columns does not matter.
+
+    Raises:
+        PipelineError: a value is not of those that JSON holds.
+    """
+    return digest(_canonical(row).encode())
+
+
+def occurrence_key(content: bytes, occurrence: int) -> bytes:
+    """The key of the row that has this content for the n-th time, from 0: equal rows stay different rows."""
+    return content if occurrence == 0 else digest(content + occurrence.to_bytes(8))
+
+
+def child_key(key: bytes, step: str, index: int) -> bytes:
+    """The key of the index-th row that a step makes of the row with this key."""
+    return digest(key + index.to_bytes(8) + step.encode())
+
+
+def row_seed(key: bytes, step: str, seed: int) -> int:
+    """The seed of a row in a step: an integer in [0, 2**48) that follows from its key, and from the run's seed."""
+    return int.from_bytes(digest(key + seed.to_bytes(16, signed=True) + step.encode())[:_SEED_BYTES])
+
+
+def digest(data: bytes) -> bytes:
+    """16 bytes that stand for the data."""
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+def _canonical(row: Row) -> str:
+    try:
+        return json.dumps(row, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        what = "a row must hold what JSON holds (text, numbers, lists, mappings)"
+        raise PipelineError(f"{what}, got {row!r}: {error}") from error
+
+
+class Occurrences:
+    """Counts how often each content came, exactly and on disk: memory does not grow with the rows.
+
+    The table is a temporary file that vanishes with the object. Not for several threads.
+    """
+
+    def __init__(self) -> None:
+        # The empty name is SQLite's for a private file that it deletes itself.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=OFF")
+        self._database.execute("CREATE TABLE seen (content BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID")
+
+    def keys(self, rows: Sequence[Row]) -> list[bytes]:
+        """The keys of the next rows, in their order."""
+        contents = [content_key(row) for row in rows]
+        before = self._seen(contents)
+        keys: list[bytes] = []
+        for content in contents:
+            n = before.get(content, 0)
+            keys.append(occurrence_key(content, n))
+            before[content] = n + 1
+        self._add(Counter(contents))
+        return keys
+
+    def close(self) -> None:
+        """Delete the table."""
+        self._database.close()
+
+    def _seen(self, contents: list[bytes]) -> dict[bytes, int]:
+        query = f"SELECT content, n FROM seen WHERE content IN ({','.join('?' * len(contents))})"
+        return dict(self._database.execute(query, contents))
+
+    def _add(self, counts: Counter[bytes]) -> None:
+        upsert = "INSERT INTO seen VALUES (?, ?) ON CONFLICT (content) DO UPDATE SET n = n + excluded.n"
+        self._database.execute("BEGIN")
+        self._database.executemany(upsert, counts.items())
+        self._database.execute("COMMIT")
