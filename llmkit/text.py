@@ -119,6 +119,7 @@ class OutputText:
         stops: stop strings.
         eos_ids: tokens that end the text; they count as generated and have no text.
         max_tokens: tokens after which the text ends, or None.
+        is_whole: asked after each token whether the text is finished without an EOS, as structured output may be.
 
     Attributes:
         token_ids: all tokens fed so far, the EOS included.
@@ -132,11 +133,13 @@ class OutputText:
         stops: Sequence[str] = (),
         eos_ids: Sequence[int] = (),
         max_tokens: int | None = None,
+        is_whole: Callable[[], bool] | None = None,
     ) -> None:
         self._detokenizer = Detokenizer(decode)
         self._matcher = StopMatcher(stops)
         self._eos_ids = frozenset(eos_ids)
         self._max_tokens = max_tokens
+        self._is_whole = is_whole
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
 
@@ -148,6 +151,8 @@ class OutputText:
         piece = self._matcher.feed(self._detokenizer.feed(token_id))
         if self._matcher.matched is not None:
             self.finish_reason = "stop"
+        elif self._is_whole is not None and self._is_whole():
+            piece += self.end("stop")
         elif self._max_tokens is not None and len(self.token_ids) >= self._max_tokens:
             piece += self.end("length")
         return piece

@@ -15,7 +15,6 @@ from transformers import GenerationConfig, PreTrainedModel
 from llmkit.engine.calls import EngineCalls
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
-from llmkit.text import OutputText
 from llmkit.types import Chunk, TokenLogprob
 from llmkit_transformers.generate_route import Decode, Numbered
 from llmkit_transformers.logprobs import TokenSpelling
@@ -45,6 +44,7 @@ class EngineRoute:
         spelling: single tokens, for log-probabilities.
         settings: the model's generation config.
         kv_cache_bytes: what keys and values may take.
+        max_running: sequences that run at once.
         n_threads: of torch, for the engine's thread, which does not take over the caller's number by itself.
         max_waiting: requests that may wait to start.
         name: the model's, for messages.
@@ -58,13 +58,14 @@ class EngineRoute:
         settings: GenerationConfig,
         *,
         kv_cache_bytes: int,
+        max_running: int,
         n_threads: int,
         max_waiting: int,
         name: str | None,
     ) -> None:
         def make_engine() -> Engine:
             torch.set_num_threads(n_threads)
-            return Engine(runner, kv_budget_bytes=kv_cache_bytes, max_running=MAX_RUNNING)
+            return Engine(runner, kv_budget_bytes=kv_cache_bytes, max_running=max_running)
 
         self._decode, self._spelling, self._settings = decode, spelling, settings
         passed_on = (torch.OutOfMemoryError,)
@@ -87,19 +88,15 @@ class EngineRoute:
 
     def _engine_request(self, one: Numbered) -> EngineRequest:
         params, max_tokens = one.params, one.params.max_tokens or 1
-        choices = range(params.n)
+        samplers = [Sampler(params, choice, self._settings, one.matcher()) for choice in range(params.n)]
         return EngineRequest(
             prompt_ids=one.prompt_ids,
-            samplers=[ChoiceSampler(Sampler(params, choice, self._settings), one.prompt_ids) for choice in choices],
-            outputs=[self._output(one, max_tokens) for _ in choices],
+            samplers=[ChoiceSampler(sampler, one.prompt_ids) for sampler in samplers],
+            outputs=[one.output(self._decode, max_tokens, sampler.matcher) for sampler in samplers],
             reproducible=one.request.reproducible,
             max_tokens=max_tokens,
             may_wait=one.request.when_full == "wait",
         )
-
-    def _output(self, one: Numbered, max_tokens: int) -> OutputText:
-        params = one.params
-        return OutputText(self._decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=max_tokens)
 
     def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...] | None:
         sampler = cast("ChoiceSampler", delta.request.samplers[delta.choice])

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from llmkit.params import GenerationParams
+from llmkit.structured import Matcher
 from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
 from llmkit_transformers.loading import LoadedModel
@@ -44,6 +45,22 @@ class Numbered:
     def params(self) -> GenerationParams:
         """The resolved parameters."""
         return self.request.params
+
+    def matcher(self) -> Matcher | None:
+        """The state of a new choice in what its text must be; None where it may be anything."""
+        guide = self.request.guide
+        return None if guide is None else guide.start(self.params.eos_token_ids)
+
+    def output(self, decode: Decode, max_tokens: int, matcher: Matcher | None) -> OutputText:
+        """The text of a new choice; a guided one is spelt as its guide sees it, with nothing stripped."""
+        guide, params = self.request.guide, self.params
+        return OutputText(
+            decode if guide is None else guide.decode,
+            stops=params.stop_strings,
+            eos_ids=params.eos_token_ids,
+            max_tokens=max_tokens,
+            is_whole=None if matcher is None else lambda: matcher.is_finished,
+        )
 
 
 def batches(
@@ -208,12 +225,10 @@ class _Row:
         self.request, self.choice = request, choice
         self.context = route.penalty_context(request)
         self.max_tokens = route.max_new_tokens(params)
-        self.sampler = Sampler(params, choice, route.settings)
+        self.sampler = Sampler(params, choice, route.settings, request.matcher())
         self.spelling = route.spelling
         self.scored: ScoredToken | None = None
-        self.text = OutputText(
-            route.decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=self.max_tokens
-        )
+        self.text = request.output(route.decode, self.max_tokens, self.sampler.matcher)
 
     @property
     def is_done(self) -> bool:

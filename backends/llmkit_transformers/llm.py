@@ -19,18 +19,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.backend import BackendLLM
 from llmkit.capabilities import ALL_PARAMS, Capabilities
-from llmkit.errors import ContextLengthExceeded, ModelClosed, ParameterError
+from llmkit.errors import ContextLengthExceeded, ModelClosed, ParameterError, UnsupportedFeature
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
 from llmkit.places import MAX_WAITING
 from llmkit.registry import EMBEDDED_MODEL
 from llmkit.resources import DeviceMemory, format_bytes
+from llmkit.structured import KINDS, Constraint, Guide, Guides
 from llmkit.types import Chunk, Request
 from llmkit.wire import GPTTask
 from llmkit_transformers.devices import device_memory
 from llmkit_transformers.encoding import PromptEncoder
 from llmkit_transformers.identity import folder_digest, weights_digest
 from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_model
+from llmkit_transformers.masks import guide_tokenizer
 from llmkit_transformers.routes import EngineInfo, RouteOptions, Routes
 from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
 
@@ -46,7 +48,7 @@ class TransformersLLM(BackendLLM):
         trust_remote_code: run code that the model's repository brings.
         engine: use the engine, where a dry run shows that the model can; otherwise `model.generate`.
         kv_cache_bytes: memory that the engine's keys and values may take; 30 % of what is free by default.
-        batch_size: rows that go through `model.generate` together.
+        batch_size: sequences that run at once; by default 64 on the engine, 16 through `model.generate`.
         max_waiting: requests that may wait to start; more wait for a place, or are refused, as their `when_full` says.
         params: the parameters of `BaseLLM`, among them `device`: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for
             accelerate's device map; without one, the first GPU or the processor.
@@ -66,6 +68,7 @@ class TransformersLLM(BackendLLM):
         streaming=True,
         batching=True,
         tools=True,
+        structured=frozenset(KINDS),
         bounded_queue=True,
         reproducible="batched",
     )
@@ -80,7 +83,7 @@ class TransformersLLM(BackendLLM):
         trust_remote_code: bool = False,
         engine: bool = True,
         kv_cache_bytes: int | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         max_waiting: int = MAX_WAITING,
         **params: Any,
     ) -> None:
@@ -100,6 +103,7 @@ class TransformersLLM(BackendLLM):
         # 4-bit layers repack their weights, with loss, when they first run: read them before.
         self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
         self._routes = Routes(loaded, self._settings, self._encoder.decoder(), self._route_options)
+        self._guides = Guides(lambda: guide_tokenizer(loaded.tokenizer, vocabulary_size(loaded)))
         claim = "batched" if self._routes.has_engine else "alone"
         self.capabilities = replace(type(self).capabilities, reproducible=claim)
         # A model that is dropped without close() ends its threads, too.
@@ -174,7 +178,7 @@ class TransformersLLM(BackendLLM):
                 "device": str(loaded.model.device),
                 "threads": self._route_options.n_threads,
                 "flags": [torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()],
-                "libraries": library_versions("torch", "transformers", "tokenizers", "bitsandbytes"),
+                "libraries": library_versions("torch", "transformers", "tokenizers", "bitsandbytes", "llguidance"),
             }
         )
 
@@ -182,11 +186,16 @@ class TransformersLLM(BackendLLM):
 
     def _encode(self, request: Request) -> Sequence[int]:
         self._check_token_ids(request.params)
+        if request.guide is not None and request.params.uses_beams:
+            raise UnsupportedFeature("structured output and beam search exclude each other; leave num_beams out")
         ids = self._encoder.encode(request)
         positions = window(self.model.config) if self._routes.generate.is_encoder_decoder else None
         if positions is not None and len(ids) > positions:
             raise ContextLengthExceeded(len(ids), request.params.max_tokens, positions)
         return ids
+
+    def _compile(self, constraint: Constraint) -> Guide:
+        return self._guides.get(constraint)
 
     def _check_token_ids(self, params: GenerationParams) -> None:
         """Refuse what would be looked up beyond the embeddings, which on a GPU ends the process."""
@@ -245,7 +254,7 @@ class TransformersLLM(BackendLLM):
     def _release(self) -> None:
         self._end_routes()
         self._loaded = None
-        del self._routes, self._encoder
+        del self._routes, self._encoder, self._guides
         _collect_garbage()
 
 

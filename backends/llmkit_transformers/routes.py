@@ -6,6 +6,7 @@ It knows what each route needs, and nothing of how it generates.
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,15 @@ from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, 
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.numerics import make_switchable
-from llmkit_transformers.proof import is_reproducible, why_not_flat
+from llmkit_transformers.proof import why_not_flat
 from llmkit_transformers.runner import FlatRunner
+from llmkit_transformers.self_test import Verdict, self_test
 from llmkit_transformers.settings import ModelSettings
+
+MAX_ROWS = 16
+"""Rows that `model.generate` gets together by default."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +43,26 @@ class RouteOptions:
     Attributes:
         engine: use the engine where it can be used.
         kv_cache_bytes: what keys and values may take; None for a share of the free memory.
-        batch_size: rows that `model.generate` gets together.
+        batch_size: sequences that run at once; None for what suits the route.
         n_threads: torch threads.
         max_waiting: requests that may wait to start on the engine; equally, groups of them on `model.generate`.
     """
 
     engine: bool
     kv_cache_bytes: int | None
-    batch_size: int
+    batch_size: int | None
     n_threads: int
     max_waiting: int
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that the engine runs at once."""
+        return self.batch_size or MAX_RUNNING
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that `model.generate` gets together; padding costs more the more there are."""
+        return self.batch_size or MAX_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +74,14 @@ class EngineInfo:
         reason: why it is not the engine; empty where it is.
         reproducible: whether seeded requests share steps (`batched`) or run one at a time (`alone`).
         kv_cache_bytes: what the engine's keys and values may take.
+        self_test_s: what it took to find out whether seeded requests may share steps.
     """
 
     route: Literal["engine", "generate"]
     reason: str
     reproducible: Literal["batched", "alone"]
     kv_cache_bytes: int
+    self_test_s: float = 0.0
 
 
 class NotReproducibleWarning(UserWarning):
@@ -84,9 +103,11 @@ class Routes:
         lock, name = Lock(), loaded.files.name
         self._spelling = TokenSpelling(loaded.tokenizer)
         self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
-        self._thread = OwnThread(name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,), options.max_waiting)
-        self._testing = Lock()
-        self._is_batched: bool | None = None
+        self._thread = OwnThread(
+            name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,), options.max_waiting
+        )
+        self._lock, self._testing = lock, Lock()
+        self._verdict: Verdict | None = None
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
         self._runner = FlatRunner(loaded.model, lock)
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
@@ -101,6 +122,7 @@ class Routes:
             self._spelling,
             settings.config,
             kv_cache_bytes=self._kv_bytes,
+            max_running=self._options.max_running,
             n_threads=self._options.n_threads,
             max_waiting=self._options.max_waiting,
             name=self._loaded.files.name,
@@ -111,7 +133,9 @@ class Routes:
         """Which route the model takes, and why; runs the self-test if it was not needed yet."""
         if self._engine is None:
             return EngineInfo("generate", self._reason or "", "alone", 0)
-        return EngineInfo("engine", "", "batched" if self._reproducible_in_batches() else "alone", self._kv_bytes)
+        verdict = self._tested()
+        claim = "alone" if verdict.problem else "batched"
+        return EngineInfo("engine", "", claim, self._kv_bytes, verdict.elapsed_s)
 
     @property
     def has_engine(self) -> bool:
@@ -128,14 +152,14 @@ class Routes:
         for_engine, others = self._divided(requests)
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
-        for group in batches(others, self._options.batch_size, self.generate.shared):
+        for group in batches(others, self._options.max_rows, self.generate.shared):
             may_wait = all(one.request.when_full == "wait" for one in group)
             yield from self._thread.chunks(partial(self.generate.run, group), may_wait=may_wait)
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, which neither the self-test nor `model.generate` holds up."""
-        if self._is_batched is None and any(request.reproducible for request in requests):
-            await asyncio.to_thread(self._reproducible_in_batches)
+        if self._verdict is None and any(request.reproducible for request in requests):
+            await asyncio.to_thread(self._tested)
         for_engine, others = self._divided(requests)
         if self._engine is None or others:
             async for chunk in drained_in_thread(self.chunks(requests)):
@@ -152,26 +176,30 @@ class Routes:
         return divided
 
     def _takes_engine(self, request: Request) -> bool:
-        if self._engine is None or request.params.uses_beams or request.params.n > MAX_RUNNING:
+        if self._engine is None or request.params.uses_beams or request.params.n > self._options.max_running:
             return False
-        return not request.reproducible or self._reproducible_in_batches()
+        return not request.reproducible or not self._tested().problem
 
-    def _reproducible_in_batches(self) -> bool:
+    def _tested(self) -> Verdict:
         """What the self-test says; it runs once, when the first request asks for equal bits."""
         with self._testing:
-            if self._is_batched is None:
-                self._is_batched = self._self_test()
-            return self._is_batched
+            if self._verdict is None:
+                self._verdict = self._self_test()
+            return self._verdict
 
-    def _self_test(self) -> bool:
-        # What bitsandbytes computes depends on the rows beside it: nothing is claimed, so nothing is withdrawn.
-        if self._engine is None or self._loaded.options.quantize_bits:
-            return False
-        passed = is_reproducible(self._loaded.model, self._runner)
-        if not passed:
-            problem = f"a batch changes the bits of {self._loaded.files.name!r} here; seeded requests run alone"
+    def _self_test(self) -> Verdict:
+        """Test the model in a thread with the engine's number of torch threads, and a runner of its own."""
+        if self._engine is None:
+            return Verdict("it has no engine", 0.0)
+        model, name = self._loaded.model, self._loaded.files.name
+        verdict = self._thread.run(lambda: self_test(model, FlatRunner(model, self._lock)))
+        _log.info(
+            "self-test of %r: %.1f s, %s", name, verdict.elapsed_s, verdict.problem or "equal bits in any company"
+        )
+        if verdict.problem:
+            problem = f"a batch changes the bits of {name!r} here ({verdict.problem}); seeded requests run alone"
             warnings.warn(problem, NotReproducibleWarning, stacklevel=2)
-        return passed
+        return verdict
 
     def close(self) -> None:
         """End everything, and free the keys and values."""

@@ -25,7 +25,9 @@ from transformers.generation.logits_process import EpsilonLogitsWarper, EtaLogit
 
 from llmkit.noise import uniform
 from llmkit.params import GenerationParams
+from llmkit.structured import Matcher
 from llmkit_transformers.logprobs import ScoredToken, scored
+from llmkit_transformers.masks import only_allowed
 
 UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 """Filters that a model's generation config may set and that have no name in llmkit."""
@@ -39,11 +41,13 @@ class Sampler:
         params: resolved parameters; a seed is set where they sample.
         choice: index of the choice within its request.
         model_settings: the model's generation config, for filters that have no name in llmkit.
+        matcher: where the choice stands in what its text must be; advanced with every token.
     """
 
     params: GenerationParams
     choice: int = 0
     model_settings: GenerationConfig | None = None
+    matcher: Matcher | None = None
     _warpers: LogitsProcessorList = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +56,8 @@ class Sampler:
     @property
     def is_plain_greedy(self) -> bool:
         """Whether the likeliest token is all that is asked, so that the caller may take the argmax itself."""
-        return not (self.params.do_sample or self.wants_logprobs or has_penalties(self.params))
+        plain = self.matcher is None and not self.wants_logprobs
+        return plain and not self.params.do_sample and not has_penalties(self.params)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -76,6 +81,8 @@ class Sampler:
 
     def _scores(self, logits: Tensor, context: Sequence[int], generated: Sequence[int]) -> Tensor:
         """`(V,)`, unnormalised: what the token is chosen from."""
+        if self.matcher is not None:
+            logits = only_allowed(logits, self.matcher)
         logits = penalised(logits, context, generated, self.params)
         if not self.params.do_sample:
             return logits
@@ -83,9 +90,12 @@ class Sampler:
 
     def _pick(self, scores: Tensor, index: int) -> int:
         if not self.params.do_sample:
-            return int(scores.argmax())
-        number = uniform(self.params.seed or 0, self.choice, index)
-        return draw(torch.softmax(scores, dim=-1), number)
+            token = int(scores.argmax())
+        else:
+            token = draw(torch.softmax(scores, dim=-1), uniform(self.params.seed or 0, self.choice, index))
+        if self.matcher is not None:
+            self.matcher.advance(token)
+        return token
 
 
 def has_penalties(params: GenerationParams) -> bool:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _SILENT = 0
-_WHITESPACE = r"\n? {0,16}"
-"""Between the parts of JSON: a space, or a new line with its indent. Without a bound some models never leave it."""
+_WHITESPACE = " ?"
+"""Between the parts of JSON: a space or none. Where more may come, small models spend their tokens on it."""
 
 
 def llguidance() -> Any:
