@@ -26,8 +26,10 @@ from llmkit.places import MAX_WAITING
 from llmkit.registry import EMBEDDED_MODEL
 from llmkit.resources import DeviceMemory, format_bytes
 from llmkit.structured import KINDS, Constraint, Guide, Guides
-from llmkit.types import Chunk, Request
+from llmkit.tools import Answer
+from llmkit.types import Choice, Chunk, Request
 from llmkit.wire import GPTTask
+from llmkit_transformers.answers import answer_of
 from llmkit_transformers.devices import device_memory
 from llmkit_transformers.encoding import PromptEncoder
 from llmkit_transformers.identity import folder_digest, weights_digest
@@ -35,6 +37,7 @@ from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_mo
 from llmkit_transformers.masks import guide_tokenizer
 from llmkit_transformers.routes import EngineInfo, RouteOptions, Routes
 from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
+from llmkit_transformers.tokenizer import load_tokenizer
 
 
 class TransformersLLM(BackendLLM):
@@ -133,6 +136,8 @@ class TransformersLLM(BackendLLM):
         """The model's tokenizer."""
         return self._require().tokenizer
 
+    load_tokenizer = staticmethod(load_tokenizer)
+
     def _require(self) -> LoadedModel:
         if self._loaded is None:
             raise ModelClosed(self.model_name)
@@ -196,6 +201,9 @@ class TransformersLLM(BackendLLM):
 
     def _compile(self, constraint: Constraint) -> Guide:
         return self._guides.get(constraint)
+
+    def _read_answer(self, request: Request, choice: Choice) -> Answer:
+        return answer_of(choice, request, self.tokenizer)
 
     def _check_token_ids(self, params: GenerationParams) -> None:
         """Refuse what would be looked up beyond the embeddings, which on a GPU ends the process."""
