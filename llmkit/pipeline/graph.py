@@ -14,6 +14,7 @@ from llmkit.errors import PipelineError
 from llmkit.pipeline.drawing import as_text
 from llmkit.pipeline.functions import FunctionStep, Route
 from llmkit.tasks.step import Step
+from llmkit.tasks.task import Task
 
 Node: TypeAlias = "Step | Route"
 
@@ -111,6 +112,12 @@ class Graph:
         if there is not None and missing:
             has = ", ".join(sorted(there)) or "none"
             self._refuse(f"{name!r} needs the column {missing[0]!r}, the columns there are: {has}", self.edges)
+        # Tasks refuse this at their first row; the name of the model is one that they share.
+        own = [c for c in node.output_columns if isinstance(node, Task) and c != "model_name"]
+        twice = [column for column in own if there is not None and column in there]
+        if twice:
+            problem = f"{name!r} would write over the column {twice[0]!r}; give its output another name"
+            self._refuse(f"{problem}, output_mappings={{...: ...}}", self.edges)
         if there is None or (isinstance(node, FunctionStep) and node.writes is None):
             return None
         return there | {*node.output_columns}
