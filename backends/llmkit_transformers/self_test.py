@@ -29,7 +29,8 @@ _MOST_PRODUCTS, _FEW_PRODUCTS = 2**32, 2**28
 """Multiplications of one trial of a layer, and of many small ones: so a large layer is tried on fewer rows, and each
 takes less than a second or two."""
 
-_PARTS_AND_NEIGHBOURS = (((1, 3, 17), 1), ((9, 1, 1, 30), 7), ((1, 40), 19))
+_PARTS_AND_NEIGHBOURS = (((5, 1, 1), 0), ((1, 3, 17), 1), ((9, 1, 1, 30), 7), ((1, 40), 19))
+"""How the prompt is cut, and how many others are in each step; what the parts leave is the last part."""
 
 
 @dataclass(frozen=True, slots=True)

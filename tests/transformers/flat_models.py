@@ -1,0 +1,100 @@
+"""Tiny random models of the families that flat steps are for, and of some that they are not, built in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    T5Config,
+)
+
+V, WINDOW = 300, 20
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {"vocab_size": V, "n_embd": 64, "n_layer": 2, "n_head": 4, **SPECIAL}
+
+
+def usual(**more: Any) -> dict[str, Any]:
+    shape = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {"vocab_size": V, "num_key_value_heads": 2, "max_position_embeddings": 256, **shape, **SPECIAL} | more
+
+
+def without(names: str, **more: Any) -> dict[str, Any]:
+    return {name: value for name, value in usual(**more).items() if name not in names.split()}
+
+
+WINDOWED = {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16}
+FLAT: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**usual()),
+    "qwen2": lambda: Qwen2Config(**usual()),
+    "qwen3": lambda: Qwen3Config(**usual(head_dim=16)),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **usual(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    ),
+    "gpt2": lambda: GPT2Config(**GPT),
+    "gpt-neox": lambda: GPTNeoXConfig(**without("num_key_value_heads")),
+    "opt": lambda: OPTConfig(**without("intermediate_size num_key_value_heads", ffn_dim=128, word_embed_proj_dim=64)),
+    "olmo2": lambda: Olmo2Config(**usual()),
+    "smollm3": lambda: SmolLM3Config(**usual()),
+    "phi3": lambda: Phi3Config(**usual()),
+    "mistral": lambda: MistralConfig(**usual(sliding_window=WINDOW)),
+    "gemma2": lambda: Gemma2Config(**usual(**WINDOWED, attn_logit_softcapping=2.0)),
+    "gemma3": lambda: Gemma3TextConfig(**usual(**WINDOWED)),
+}
+NOT_FLAT: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
+    "gptj": (lambda: GPTJConfig(**GPT, rotary_dim=8), "called the attention function 0 times"),
+    "bloom": (lambda: BloomConfig(vocab_size=V, hidden_size=64, n_layer=2, n_head=4, **SPECIAL), "0 times"),
+    "falcon": (lambda: FalconConfig(**without("num_key_value_heads intermediate_size")), "dry run failed"),
+    "gpt-oss": (lambda: GptOssConfig(**usual(head_dim=16, num_local_experts=4)), "s_aux"),
+    "phi3 with long rope": (
+        lambda: Phi3Config(
+            **usual(
+                original_max_position_embeddings=64,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                },
+            )
+        ),
+        "longrope positions depend on the longest sequence",
+    ),
+    "llama with dynamic NTK": (
+        lambda: LlamaConfig(**usual(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})),
+        "dynamic positions depend on the longest sequence",
+    ),
+    "t5": (lambda: T5Config(vocab_size=V, d_model=64, d_ff=64, num_layers=2, **SPECIAL), "encoder-decoder"),
+}
+
+
+def built(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():  # wider than usual, so that texts vary and windows and caps bite
+        if parameter.dim() > 1:
+            parameter.data.mul_(4)
+    return model
