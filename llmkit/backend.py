@@ -28,6 +28,7 @@ from llmkit.errors import (
 )
 from llmkit.params import GenerationParams
 from llmkit.preparation import ModelFacts, Prepared, prepare
+from llmkit.progress import BatchProgress
 from llmkit.structured import Constraint, Guide
 from llmkit.tools import MAX_TOOL_ROUNDS, Answer, ToolRounds, as_tools, read_answer
 from llmkit.types import Choice, Chunk, Completion, Conversation, Message, Request
@@ -125,10 +126,14 @@ class BackendLLM(BaseLLM):
         call = self._begin_stream(as_request(task, overrides))
         return (chunk.text for chunk in self._folding(call) if chunk.text)
 
-    def batch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
-        """Texts for all tasks, in their order; a list as an override gives one value a task."""
+    def batch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **overrides: Any) -> list[str]:
+        """Texts for all tasks, in their order; a list as an override gives one value a task.
+
+        `progress` shows on a terminal, on stderr, how far the batch has come.
+        """
         _refuse_positional(args)
-        return [completion.text for completion in self.complete_batch(as_requests(tasks, overrides))]
+        completions = self.complete_batch(as_requests(tasks, overrides), progress=progress)
+        return [completion.text for completion in completions]
 
     def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         """The chunks of all requests as they come, each with the index of its request; all else folds these.
@@ -137,11 +142,12 @@ class BackendLLM(BaseLLM):
         """
         return self._folding(self._begin(requests))
 
-    def complete_batch(self, requests: Sequence[Request]) -> list[Completion]:
+    def complete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
         call = self._begin(requests)
-        for _ in self._folding(call):
-            pass
+        with BatchProgress(len(requests), wanted=progress) as line:
+            for chunk in self._folding(call):
+                call.show(chunk, line)
         return self._completions(call)
 
     async def arun(self, task: str | None = None, *args: Any, **overrides: Any) -> str:
@@ -160,16 +166,18 @@ class BackendLLM(BaseLLM):
             if chunk.text:
                 yield chunk.text
 
-    async def abatch_run(self, tasks: Sequence[str], *args: Any, **overrides: Any) -> list[str]:
+    async def abatch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **overrides: Any) -> list[str]:
         """`batch_run` without blocking the event loop."""
         _refuse_positional(args)
-        return [completion.text for completion in await self.acomplete_batch(as_requests(tasks, overrides))]
+        completions = await self.acomplete_batch(as_requests(tasks, overrides), progress=progress)
+        return [completion.text for completion in completions]
 
-    async def acomplete_batch(self, requests: Sequence[Request]) -> list[Completion]:
+    async def acomplete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
         call = self._begin(requests)
-        async for _ in self._afolding(call):
-            pass
+        with BatchProgress(len(requests), wanted=progress) as line:
+            async for chunk in self._afolding(call):
+                call.show(chunk, line)
         return self._completions(call)
 
     def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:

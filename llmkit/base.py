@@ -22,6 +22,7 @@ from llmkit.figures import MeasuredCalls
 from llmkit.history import PastTurns, parse_history, with_turn
 from llmkit.metrics import Metrics
 from llmkit.params import GenerationParams, Param, per_task
+from llmkit.progress import BatchProgress
 from llmkit.prompts import get_style
 from llmkit.setters import ParameterSetters
 from llmkit.summarize import summarize
@@ -143,19 +144,30 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         """`run` in a thread of its own; the event loop stays free."""
         return await asyncio.to_thread(self.run, task, *args, **kwargs)
 
-    def batch_run(self, tasks: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+    def batch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **kwargs: Any) -> list[str]:
         """Texts for all tasks, in their order.
 
-        A parameter may be a list with one value a task: `seed=[1, 2, 3]`.
+        A parameter may be a list with one value a task: `seed=[1, 2, 3]`. `progress` shows on a terminal, on stderr,
+        how far the batch has come.
         """
         rows = per_task(kwargs, len(checked_batch(tasks)))
-        return [self.run(task, *args, **row) for task, row in zip(tasks, rows, strict=True)]
+        with BatchProgress(len(tasks), wanted=progress) as line:
+            return [self._shown(self.run(task, *args, **row), line) for task, row in zip(tasks, rows, strict=True)]
 
-    async def abatch_run(self, tasks: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+    async def abatch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **kwargs: Any) -> list[str]:
         """`batch_run` with concurrent `arun` calls."""
         rows = per_task(kwargs, len(checked_batch(tasks)))
-        calls = (self.arun(task, *args, **row) for task, row in zip(tasks, rows, strict=True))
-        return list(await asyncio.gather(*calls))
+        with BatchProgress(len(tasks), wanted=progress) as line:
+
+            async def one(task: str, row: Mapping[str, Any]) -> str:
+                return self._shown(await self.arun(task, *args, **row), line)
+
+            return list(await asyncio.gather(*(one(task, row) for task, row in zip(tasks, rows, strict=True))))
+
+    def _shown(self, text: str, line: BatchProgress) -> str:
+        if line.is_shown:
+            line.add(n_tokens=self._num_tokens(text), n_finished=1)
+        return text
 
     def complete(self, task: Conversation, **overrides: Any) -> Completion:
         """The answer with all that is known about it; token counts are None where the model does not tell."""

@@ -13,6 +13,7 @@ from llmkit.chunks import CompletionBuilder
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import Prepared
+from llmkit.progress import BatchProgress
 from llmkit.structured import KINDS, Constraint
 from llmkit.tools import Answer, as_tools, checked_call
 from llmkit.types import Choice, Chunk, Completion, Conversation, Request, checked_batch, checked_prompt
@@ -42,6 +43,12 @@ class Call:
     def add(self, chunk: Chunk) -> None:
         """Fold one chunk into the completion that it belongs to."""
         self.builders[chunk.request].add(chunk)
+
+    def show(self, chunk: Chunk, progress: BatchProgress) -> None:
+        """Count a chunk that was added in what is shown of the batch."""
+        n_tokens = len(chunk.token_ids) if chunk.completion_tokens is None else chunk.completion_tokens
+        ended = chunk.finish_reason is not None and self.builders[chunk.request].is_finished
+        progress.add(n_tokens=n_tokens, n_finished=int(ended))
 
     def timing(self) -> GenerationTiming:
         """What the whole call took, once its stream is over.

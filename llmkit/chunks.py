@@ -65,6 +65,11 @@ class CompletionBuilder:
         self._choices.setdefault(chunk.choice, _ChoiceSoFar()).add(chunk)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every choice has ended."""
+        return len(self._choices) == self.n_choices and all(c.finish_reason for c in self._choices.values())
+
+    @property
     def usage(self) -> Usage:
         """Token counts so far: the backend's own total where it reports one, else the tokens that were seen."""
         seen = sum(len(choice.token_ids) for choice in self._choices.values()) if self.counts_tokens else None
