@@ -7,7 +7,7 @@ sampling. The step it works for is thread-local, so two models in two threads ne
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from llmkit_transformers.keys_values import TILE, SequenceBuffers
+from llmkit_transformers.stacks import Stack
 
 NAME = "llmkit_flat"
 _ROW_MULTIPLE = 4
@@ -58,22 +59,41 @@ class Piece:
         return self.start + self.n_rows
 
 
+@dataclass(frozen=True, slots=True)
+class StackedRows:
+    """The rows of a stack in a step, one of each member, in the order of its slots.
+
+    Attributes:
+        stack: the members' keys and values.
+        first_row: where the rows begin in the step.
+        positions: `(N,)`, of each row in its sequence.
+        slots: `(N,)`, counting from 0.
+    """
+
+    stack: Stack
+    first_row: int
+    positions: Tensor
+    slots: Tensor
+
+
 @dataclass(slots=True)
 class FlatStep:
     """One step while it runs.
 
     Attributes:
-        pieces: the sequences' rows, in order.
+        pieces: rows of sequences by themselves.
+        stacks: rows of sequences that stand side by side.
         reproducible: keep to the rules that make rows independent.
         n_layers: attention calls so far.
         n_windowed: those of them with a sliding window.
     """
 
     pieces: Sequence[Piece]
+    stacks: Sequence[StackedRows]
     reproducible: bool
     n_layers: int = 0
     n_windowed: int = 0
-    masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict[Any, Tensor])
+    masks: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
 
 
 class _Current(threading.local):
@@ -131,6 +151,8 @@ def flat_attention(
         raise NotUnderstood(f"attention arguments {unknown or 'mask'} are not honoured by the flat step")
     how = _How(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+    for stacked in step.stacks:
+        _side_by_side(step, stacked, (query, key, value), how, out)
     for piece in step.pieces:
         rows = slice(piece.first_row, piece.first_row + piece.n_rows)
         piece.buffers.write(step.n_layers, piece.start, key[0, :, rows], value[0, :, rows])
@@ -148,30 +170,52 @@ class _How:
     softcap: float | None
 
 
+def _side_by_side(
+    step: FlatStep, stacked: StackedRows, new: tuple[Tensor, Tensor, Tensor], how: _How, out: Tensor
+) -> None:
+    """One row of each sequence of a stack, all in one call: each is in the last tile of its keys.
+
+    `new` holds query, key and value of all the step's rows, `(1, H, T, D)`; `out` is `(1, T, H, D_v)`.
+    """
+    keys, values = stacked.stack.of_layer(step.n_layers)
+    rows = slice(stacked.first_row, stacked.first_row + len(keys))
+    query, key, value = (tensor[0, :, rows].transpose(0, 1) for tensor in new)
+    keys[stacked.slots, :, stacked.positions] = key
+    values[stacked.slots, :, stacked.positions] = value
+    folded = query.reshape(len(keys), keys.shape[1], -1, query.shape[-1])
+    n_folded = folded.shape[2]
+    missing = -n_folded % _ROW_MULTIPLE if step.reproducible else 0
+    folded = pad(folded, (0, 0, 0, missing)) if missing else folded
+    scored = _scored(folded, keys, values, _mask_of_stack(step, stacked, how.window), how)
+    out[0, rows] = scored[:, :, :n_folded].flatten(1, 2)
+
+
 def _whole(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
     """All rows of a piece at once: as fast as it goes. `query` and `out`: `(H, n, D)`."""
-    keys, values = piece.buffers.keys[step.n_layers], piece.buffers.values[step.n_layers]
+    keys, values = piece.buffers.of_layer(step.n_layers)
     first = 0 if how.window is None else max(0, piece.start - how.window + 1)
     keys, values = keys[:, first : piece.end], values[:, first : piece.end]
-    mask = None if piece.n_rows == 1 else _mask(step, piece.start, piece.n_rows, (first, piece.end), how.window)
-    out.copy_(_scored(_folded(query, keys.shape[0]), keys, values, mask, how).reshape(out.shape))
+    folded = _folded(query, keys.shape[0])
+    at = (piece.start, piece.n_rows, first, piece.end)
+    mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], how.window)
+    out.copy_(_scored(folded[None], keys[None], values[None], mask, how).reshape(out.shape))
 
 
 def _tiled(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
     """Rows cut at tiles, each against all keys up to its tile's end, so that the bits depend on positions only."""
-    keys, values = piece.buffers.keys[step.n_layers], piece.buffers.values[step.n_layers]
+    keys, values = piece.buffers.of_layer(step.n_layers)
     at = piece.start
     while at < piece.end:
         n_keys = (at // TILE + 1) * TILE
         n = min(piece.end, n_keys) - at
         rows = slice(at - piece.start, at - piece.start + n)
         folded = _folded(query[:, rows], keys.shape[0])
-        missing = -folded.shape[1] % _ROW_MULTIPLE
-        mask = _mask(step, at, n, (0, n_keys), how.window)
-        groups = folded.shape[1] // n
-        mask = pad(mask.repeat(groups, 1) if mask.shape[0] != folded.shape[1] else mask, (0, 0, 0, missing))
-        scored = _scored(pad(folded, (0, 0, 0, missing)), keys[:, :n_keys], values[:, :n_keys], mask, how)
-        out[:, rows] = scored[:, : folded.shape[1]].reshape(out[:, rows].shape)
+        n_folded = folded.shape[1]
+        missing = -n_folded % _ROW_MULTIPLE
+        folded = pad(folded, (0, 0, 0, missing)) if missing else folded
+        mask = _mask(step, (at, n, 0, n_keys), n_folded, how.window, missing)
+        scored = _scored(folded[None], keys[None, :, :n_keys], values[None, :, :n_keys], mask, how)
+        out[:, rows] = scored[0, :, :n_folded].reshape(out[:, rows].shape)
         at += n
 
 
@@ -180,26 +224,61 @@ def _folded(query: Tensor, n_kv_heads: int) -> Tensor:
     return query.reshape(n_kv_heads, -1, query.shape[-1])
 
 
-def _mask(step: FlatStep, start: int, n_rows: int, keys: tuple[int, int], window: int | None) -> Tensor:
-    """`(n, L)` additive float mask: 0 where a row may look, -inf elsewhere; built once a step."""
-    place = (start, n_rows, keys[0], window)
-    if place not in step.masks:
-        reference = step.pieces[0].buffers.keys[0]
-        at = torch.arange(*keys, device=reference.device)
-        rows = torch.arange(start, start + n_rows, device=reference.device)[:, None]
-        seen = at <= rows if window is None else (at <= rows) & (at > rows - window)
-        mask = torch.zeros(seen.shape, dtype=reference.dtype, device=reference.device)
-        step.masks[place] = mask.masked_fill_(~seen, -torch.inf)
-    return step.masks[place]
+def _mask(
+    step: FlatStep, place: tuple[int, int, int, int], n_folded: int, window: int | None, n_padding: int = 0
+) -> Tensor:
+    """`(G * n + padding, L)` additive float mask: 0 where a row may look, -inf elsewhere.
+
+    Args:
+        step: the step, which keeps it for its other layers.
+        place: position of the first row, number of rows n, the first key, and the one behind the last.
+        n_folded: rows with the heads that share keys, G * n.
+        window: positions that a row sees.
+        n_padding: rows that see everything.
+    """
+
+    def make() -> Tensor:
+        start, n_rows, *keys = place
+        reference = step.pieces[0].buffers.tensors[0]
+        rows = torch.arange(start, start + n_rows, device=reference.device)
+        seen = _seen(torch.arange(*keys, device=reference.device), rows[:, None], window)
+        return pad(_additive(seen, reference).repeat(n_folded // n_rows, 1), (0, 0, 0, n_padding))
+
+    return _once(step, (place, n_folded, window, n_padding), make)
+
+
+def _mask_of_stack(step: FlatStep, stacked: StackedRows, window: int | None) -> Tensor:
+    """`(N, 1, 1, C)` additive float mask of the rows of a stack, for all heads."""
+
+    def make() -> Tensor:
+        reference = stacked.stack.tensors[0]
+        at = torch.arange(stacked.stack.capacity, device=reference.device)
+        return _additive(_seen(at, stacked.positions[:, None, None, None], window), reference)
+
+    return _once(step, (stacked.stack.capacity, window), make)
+
+
+def _once(step: FlatStep, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """A mask of this step, made for the first layer that needs it."""
+    if key not in step.masks:
+        step.masks[key] = make()
+    return step.masks[key]
+
+
+def _seen(keys: Tensor, rows: Tensor, window: int | None) -> Tensor:
+    """Whether rows at some positions see keys at some positions."""
+    return keys <= rows if window is None else (keys <= rows) & (keys > rows - window)
+
+
+def _additive(seen: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
 
 
 def _scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How) -> Tensor:
-    """`(H_kv, R, D)` queries against `(H_kv, L, D)` keys; the mask `(n, L)` repeats for each folded head."""
-    if mask is not None and mask.shape[0] != query.shape[1]:
-        mask = mask.repeat(query.shape[1] // mask.shape[0], 1)
+    """`(N, H_kv, R, D)` queries against `(N, H_kv, L, D)` keys, under a mask that broadcasts to `(N, H_kv, R, L)`."""
     if how.softcap is None:
-        return scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask, scale=how.scaling)[0]
-    scores = torch.matmul(query, keys.transpose(1, 2)) * how.scaling
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=how.scaling)
+    scores = torch.matmul(query, keys.transpose(2, 3)) * how.scaling
     scores = how.softcap * torch.tanh(scores / how.softcap)
     scores = scores if mask is None else scores + mask
     return torch.matmul(torch.softmax(scores.float(), dim=-1).to(values.dtype), values)

@@ -1,4 +1,4 @@
-"""The keys and values of one sequence, a buffer a layer, grown by whole tiles.
+"""The keys and values of one sequence, two tensors a layer, grown by whole tiles.
 
 It knows nothing of attention; what stands behind the last token may be old but is always finite.
 """
@@ -21,41 +21,57 @@ class SequenceBuffers:
     """Keys and values of one sequence.
 
     Attributes:
-        keys: a tensor a layer, `(H_kv, C, D)` in the model's dtype, C a multiple of 64; empty before the first token.
-        values: likewise.
+        tensors: keys and values of each layer by turns, `(H_kv, C, D)` in the model's dtype, C a multiple of 64;
+            empty before the first token.
+        stack: whose slot the tensors are views of (`stacks.py`); None where they are the sequence's own.
     """
 
     def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.tensors: list[Tensor] = []
+        self.stack: object | None = None
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """The keys of each layer."""
+        return self.tensors[::2]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The values of each layer."""
+        return self.tensors[1::2]
 
     @property
     def n_bytes(self) -> int:
         """Bytes allocated now."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values."""
+        return self.tensors[2 * layer], self.tensors[2 * layer + 1]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Put a layer's new keys and values, `(H_kv, T, D)`, at positions `start ... start + T`."""
         end = start + keys.shape[1]
-        if layer == len(self.keys):
-            self.keys.append(_grown(None, keys, end))
-            self.values.append(_grown(None, values, end))
-        elif end > self.keys[layer].shape[1]:
-            self.keys[layer] = _grown(self.keys[layer], keys, end)
-            self.values[layer] = _grown(self.values[layer], values, end)
-        self.keys[layer][:, start:end] = keys
-        self.values[layer][:, start:end] = values
+        if 2 * layer == len(self.tensors):
+            self.tensors += (_grown(None, keys, end), _grown(None, values, end))
+        for at, new in ((2 * layer, keys), (2 * layer + 1, values)):
+            if end > self.tensors[at].shape[1]:
+                self.tensors[at] = _grown(self.tensors[at], new, end)
+            self.tensors[at][:, start:end] = new
 
     def copy(self, n_tokens: int) -> SequenceBuffers:
         """An independent copy of the first tokens, no larger than they need."""
         made, kept = SequenceBuffers(), whole_tiles(n_tokens)
-        made.keys = [tensor[:, :kept].clone() for tensor in self.keys]
-        made.values = [tensor[:, :kept].clone() for tensor in self.values]
+        made.tensors = [tensor[:, :kept].clone() for tensor in self.tensors]
         return made
 
     def clear(self) -> None:
         """Give the memory back."""
-        self.keys, self.values = [], []
+        self.tensors, self.stack = [], None
+
+    def stand_alone(self) -> None:
+        """Leave the stack with tensors of its own."""
+        self.tensors, self.stack = [view.clone() for view in self.tensors], None
 
 
 def _grown(old: Tensor | None, like: Tensor, n_tokens: int) -> Tensor:

@@ -6,7 +6,7 @@ It knows nothing of requests, queues or the prefix cache.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
 from llmkit_transformers import flat_attention
-from llmkit_transformers.flat_attention import FlatStep, Piece
+from llmkit_transformers.flat_attention import FlatStep, Piece, StackedRows
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, whole_tiles
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.sampling import Sampler
+from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
 """Matrix kernels treat the rows beyond a multiple of four differently, so reproducible steps have none."""
@@ -76,6 +77,7 @@ class FlatRunner:
 
     def __init__(self, model: PreTrainedModel, lock: Lock | None = None) -> None:
         self._model, self._lock = model, lock or Lock()
+        self._stacks = Stacks()
         self.last_step: FlatStep | None = None
         self._bytes_per_tile: int | None = None
 
@@ -92,7 +94,7 @@ class FlatRunner:
 
     def free(self, keys_values: KeysValues) -> None:
         """Give the memory back."""
-        _buffers(keys_values).clear()
+        self._stacks.free(_buffers(keys_values))
 
     def bytes_for(self, n_tokens: int) -> int:
         """Bytes of so many tokens; the first call reads one token to learn what a tile takes."""
@@ -111,27 +113,24 @@ class FlatRunner:
 
     def logits(self, slices: Sequence[Slice]) -> Tensor:
         """`(S, V)` logits after each slice's last token, in the model's dtype, unnormalised."""
-        ids, positions, pieces = _laid_out(slices)
-        last = [piece.first_row + piece.n_rows - 1 for piece in pieces]
         reproducible = any(piece.reproducible for piece in slices)
-        if reproducible:
-            ids, positions, last = (_padded(numbers) for numbers in (ids, positions, last))
         with (
             self._lock,
             torch.inference_mode(),
             attending_flat(self._model),
             reproducible_numerics(reproducible),
-            flat_attention.running(FlatStep(pieces, reproducible)) as self.last_step,
         ):
-            output = self._forward(ids, positions, last)
-        return output[: len(slices)]
+            rows = _Rows(slices, self._stacks, self._model.device)
+            with flat_attention.running(FlatStep(rows.pieces, rows.stacks, reproducible)) as self.last_step:
+                return self._forward(rows, reproducible)[: len(slices)]
 
-    def _forward(self, ids: list[int], positions: list[int], last: list[int]) -> Tensor:
+    def _forward(self, rows: _Rows, reproducible: bool) -> Tensor:
+        whole = _padded if reproducible else list[int]
         device = self._model.device
         output = cast("Any", self._model)(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(last, device=device),
+            input_ids=torch.tensor([whole(rows.ids)], device=device),
+            position_ids=torch.tensor([whole(rows.positions)], device=device),
+            logits_to_keep=torch.tensor(whole(rows.last), device=device),
             use_cache=False,
         )
         return output.logits[0]
@@ -152,16 +151,44 @@ def attending_flat(model: PreTrainedModel) -> Generator[None]:
         config._attn_implementation = before
 
 
-def _laid_out(slices: Sequence[Slice]) -> tuple[list[int], list[int], list[Piece]]:
-    """All slices end to end: token ids, positions, and where each sequence's rows are."""
-    ids: list[int] = []
-    positions: list[int] = []
-    pieces: list[Piece] = []
-    for piece in slices:
-        pieces.append(Piece(_buffers(piece.keys_values), len(ids), len(piece.token_ids), piece.start))
-        ids.extend(piece.token_ids)
-        positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
-    return ids, positions, pieces
+class _Rows:
+    """The rows of a step: slices that stand in stacks first, in the order of their slots, then the others end to end.
+
+    Attributes:
+        ids: token id of each row.
+        positions: position of each row in its sequence.
+        last: the last row of each slice, in the slices' order.
+        stacks: the rows of each stack.
+        pieces: the rows of each other slice.
+    """
+
+    def __init__(self, slices: Sequence[Slice], stacks: Stacks, device: torch.device) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.stacks: list[StackedRows] = []
+        self.pieces: list[Piece] = []
+        by_buffers = {_buffers(one.keys_values): one for one in slices}
+        last: dict[SequenceBuffers, int] = {}
+        for stack in stacks.arrange(_decoding(by_buffers)):
+            first_row = len(self.ids)
+            for member in stack.members:
+                last[member] = self._add(by_buffers.pop(member))
+            positions = torch.tensor(self.positions[first_row:], device=device)
+            self.stacks.append(StackedRows(stack, first_row, positions, torch.arange(len(positions), device=device)))
+        for buffers, one in by_buffers.items():
+            self.pieces.append(Piece(buffers, len(self.ids), len(one.token_ids), one.start))
+            last[buffers] = self._add(one)
+        self.last = [last[_buffers(one.keys_values)] for one in slices]
+
+    def _add(self, piece: Slice) -> int:
+        self.ids.extend(piece.token_ids)
+        self.positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
+        return len(self.ids) - 1
+
+
+def _decoding(slices: Mapping[SequenceBuffers, Slice]) -> dict[SequenceBuffers, int]:
+    """Where sequences will end that read one token and have read some before."""
+    return {buffers: one.start + 1 for buffers, one in slices.items() if len(one.token_ids) == 1 and buffers.tensors}
 
 
 def _padded(numbers: list[int]) -> list[int]:

@@ -1,0 +1,134 @@
+"""Sequences of equally many tiles side by side in one tensor, so that one call can attend for all of them.
+
+Stacks hold the sequences that read one token each in the step at hand; all others have tensors of their own. What a
+stack has beyond its members, a quarter of them at most, is in nobody's bytes; processors do not touch it before it is
+used. Neither attention nor requests are known here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from llmkit_transformers.keys_values import SequenceBuffers, whole_tiles
+
+
+class Stack:
+    """The keys and values of several sequences, each in a slot, without gaps between them.
+
+    A member's own tensors are views of its slot. What is in the slots beyond the members means nothing.
+
+    Args:
+        capacity: positions that each member has.
+
+    Attributes:
+        members: the sequences, in the order of their slots.
+        tensors: the keys and the values of each layer by turns, `(S, H_kv, C, D)`, with slots for all members at least.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.members: list[SequenceBuffers] = []
+        self.tensors: list[Tensor] = []
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The members' keys and values in a layer, `(N, H_kv, C, D)`."""
+        n = len(self.members)
+        return self.tensors[2 * layer][:n], self.tensors[2 * layer + 1][:n]
+
+    def join(self, newcomers: Sequence[SequenceBuffers]) -> None:
+        """Take sequences in, with as many of their positions as a slot has."""
+        if newcomers:
+            self._resize(len(self.members) + len(newcomers), newcomers[0])
+        for buffers in newcomers:
+            slot = len(self.members)
+            for stacked, own in zip(self.tensors, buffers.tensors, strict=True):
+                n = min(self.capacity, own.shape[1])
+                stacked[slot, :, :n] = own[:, :n]
+                stacked[slot, :, n:] = 0  # 0 x NaN would leak
+            self.members.append(buffers)
+            self._seat(buffers, slot)
+
+    def keep(self, staying: Sequence[SequenceBuffers]) -> None:
+        """Let all others go, and close the gaps that they leave."""
+        kept = set(map(id, staying))
+        for slot in reversed(range(len(self.members))):
+            leaving = self.members[slot]
+            if id(leaving) in kept:
+                continue
+            if leaving.stack is self:  # neither freed nor in another stack by now
+                leaving.stand_alone()
+            last = self.members.pop()
+            if last is not leaving:
+                self._move(last, slot)
+        if self.members:
+            self._resize(len(self.members), self.members[0])
+
+    def _move(self, buffers: SequenceBuffers, slot: int) -> None:
+        for stacked, own in zip(self.tensors, buffers.tensors, strict=True):
+            stacked[slot] = own
+        self.members[slot] = buffers
+        self._seat(buffers, slot)
+
+    def _seat(self, buffers: SequenceBuffers, slot: int) -> None:
+        """Make a member's tensors the views of its slot."""
+        buffers.tensors, buffers.stack = [stacked[slot] for stacked in self.tensors], self
+
+    def _resize(self, n_members: int, like: SequenceBuffers) -> None:
+        """Have slots for so many: a quarter more where there are too few, and never more than about twice as many."""
+        for at, own in enumerate(like.tensors):
+            n_slots = self.tensors[at].shape[0] if at < len(self.tensors) else 0
+            if not n_members <= n_slots <= 2 * n_members + 1:
+                self._replace(at, own.new_empty(n_members + n_members // 4, own.shape[0], self.capacity, own.shape[2]))
+        for slot, buffers in enumerate(self.members):
+            if buffers.stack is self:
+                self._seat(buffers, slot)
+
+    def _replace(self, at: int, made: Tensor) -> None:
+        """Put a tensor in the place of one with another number of slots, with its contents."""
+        if at == len(self.tensors):
+            self.tensors.append(made)
+            return
+        n = min(made.shape[0], len(self.members))
+        made[:n] = self.tensors[at][:n]
+        self.tensors[at] = made
+
+
+class Stacks:
+    """All stacks of one runner, by their capacity. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_capacity: dict[int, Stack] = {}
+
+    def arrange(self, ends: Mapping[SequenceBuffers, int]) -> list[Stack]:
+        """Stacks of exactly the sequences that are about to read one token each, where two or more fit together.
+
+        One that is alone in its length stays in its stack if it is in one, and otherwise by itself. Sequences that are
+        not named leave their stacks.
+
+        Args:
+            ends: how many tokens each will have read.
+        """
+        groups: defaultdict[int, list[SequenceBuffers]] = defaultdict(list)
+        for buffers, end in ends.items():
+            groups[whole_tiles(end)].append(buffers)
+        for capacity, group in groups.items():
+            stack = self._by_capacity.get(capacity)
+            if stack is None and len(group) > 1:
+                stack = self._by_capacity[capacity] = Stack(capacity)
+            if stack is not None and (len(group) > 1 or group[0].stack is stack):
+                stack.join([buffers for buffers in group if buffers.stack is not stack])
+        for capacity, stack in list(self._by_capacity.items()):
+            stack.keep(groups.get(capacity, ()))
+            if not stack.members:
+                del self._by_capacity[capacity]
+        return list(self._by_capacity.values())
+
+    def free(self, buffers: SequenceBuffers) -> None:
+        """Give a sequence's memory back, and its stack's with that of the last member."""
+        stack = buffers.stack
+        buffers.clear()
+        if isinstance(stack, Stack) and not any(member.stack is stack for member in stack.members):
+            self._by_capacity.pop(stack.capacity, None)
