@@ -45,7 +45,7 @@ class BatchProgress:
             try:
                 bar.close()
             except OSError:
-                return  # the terminal has gone, and with it who looked
+                return
 
     @property
     def is_shown(self) -> bool:
@@ -61,7 +61,8 @@ class BatchProgress:
             self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.update(n_finished)
         except OSError:
-            self._bar = None  # the batch is worth more than the line that shows it
+            self._bar.disable = True  # the terminal has gone, and the batch is worth more than its line
+            self._bar = None
 
     def _speed(self) -> str:
         """Tokens a second from the beginning; nothing where no tokens are counted."""
