@@ -1,4 +1,4 @@
-"""From the events of an answer to chunks: texts up to their stop strings, finish reasons, log-probabilities, usage.
+"""From the events of an answer to chunks: texts up to their stop strings, reasons, log-probabilities, calls, usage.
 
 Both endpoints are read here, chat and completions. It knows no connection.
 """
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from llmkit.errors import GenerationError
 from llmkit.text import StopMatcher
+from llmkit.tools.calls import as_call
 from llmkit.types import Chunk, FinishReason, Request, TokenLogprob, TopLogprob, Usage
 from llmkit_openai.body import Post
 from llmkit_openai.failures import error_message
@@ -74,9 +75,21 @@ def _ranked(top: Mapping[str, float] | None) -> tuple[TopLogprob, ...]:
     return tuple(TopLogprob(token, value, None) for token, value in ranked)
 
 
+class _Function(BaseModel):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallPiece(BaseModel):
+    index: int = 0
+    id: str | None = None
+    function: _Function = _Function()
+
+
 class _Delta(BaseModel):
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[_CallPiece] | None = None
 
 
 class _Choice(BaseModel):
@@ -131,6 +144,7 @@ class _ChoiceReader:
     def __init__(self, at: int, index: int, request: Request) -> None:
         self._at, self._index, self._n_top = at, index, request.params.logprobs
         self._matcher = StopMatcher(request.params.stop_strings)
+        self._calls: dict[int, dict[str, str]] = {}
         self._has_logprobs = False
         self.finished = False
 
@@ -141,23 +155,33 @@ class _ChoiceReader:
         text = self._matcher.feed(choice.new_text)
         reason = "stop" if self._matcher.matched is not None else _reason(choice.finish_reason)
         logprobs = self._logprobs(choice)
+        for piece in (choice.delta and choice.delta.tool_calls) or ():
+            self._add_to_call(piece)
         if reason:
-            self._finish(text)
-            text += self._matcher.flush()
-        if not (text or reason or logprobs):
-            return None
-        return Chunk(self._at, self._index, text, finish_reason=reason, logprobs=logprobs)
+            return self._last(text + self._matcher.flush(), reason, logprobs)
+        return Chunk(self._at, self._index, text, logprobs=logprobs) if text or logprobs else None
+
+    def _last(self, text: str, reason: FinishReason, logprobs: tuple[TokenLogprob, ...] | None) -> Chunk:
+        self.finished = True
+        if text and self._n_top is not None and not self._has_logprobs:
+            raise GenerationError("logprobs were asked for, and the server sent none")
+        calls = tuple(as_call({"id": call["id"], "function": call}) for _, call in sorted(self._calls.items()))
+        # Some servers end a call like a text.
+        reason = "tool_calls" if calls and reason == "stop" else reason
+        return Chunk(self._at, self._index, text, finish_reason=reason, logprobs=logprobs, tool_calls=calls)
+
+    def _add_to_call(self, piece: _CallPiece) -> None:
+        """A call comes in pieces: its name and id first, its arguments bit by bit."""
+        call = self._calls.setdefault(piece.index, {"id": "", "name": "", "arguments": ""})
+        call["id"] = piece.id or call["id"]
+        call["name"] = piece.function.name or call["name"]
+        call["arguments"] += piece.function.arguments or ""
 
     def _logprobs(self, choice: _Choice) -> tuple[TokenLogprob, ...] | None:
         if self._n_top is None or choice.logprobs is None:
             return None
         self._has_logprobs = True
         return choice.logprobs.entries(self._n_top)
-
-    def _finish(self, text: str) -> None:
-        self.finished = True
-        if text and self._n_top is not None and not self._has_logprobs:
-            raise GenerationError("logprobs were asked for, and the server sent none")
 
 
 def _reason(name: str | None) -> FinishReason | None:

@@ -20,7 +20,7 @@ from llmkit_openai.servers import ServerKind
 _SEED_BITS = 31
 _FRAME = frozenset(
     {"model", "messages", "prompt", "stream", "stream_options", "n", "tools", "chat_template_kwargs", "top_logprobs"}
-    | {"max_completion_tokens"}
+    | {"max_completion_tokens", "response_format", "structured_outputs"}
 )
 """Fields that say what a request is, and are llmkit's to set."""
 
@@ -81,9 +81,13 @@ class BodyWriter:
 
     def _written(self, request: Request, seed: int | None, n: int) -> tuple[str, dict[str, Any]]:
         raw = request.raw and isinstance(request.prompt, str)
-        body: dict[str, Any] = {**self.extra, "model": self.model, "stream": True}
+        body: dict[str, Any] = {**self.kind.fixed, **self.extra, "model": self.model, "stream": True}
         body |= _raw_prompt(request) if raw else self._conversation(request)
         body |= self._parameters(request.params, seed, is_chat=not raw)
+        if request.constraint is not None:
+            if raw and not self.kind.structured_raw:
+                raise UnsupportedFeature("structured output is for chats here; this server has none for raw prompts")
+            body |= self.kind.structured[request.constraint.kind](request.constraint)
         if n > 1:
             body["n"] = n
         if self.kind.usage_on_request:
@@ -92,7 +96,7 @@ class BodyWriter:
 
     def _conversation(self, request: Request) -> dict[str, Any]:
         prompt = (Message("user", request.prompt),) if isinstance(request.prompt, str) else request.prompt
-        body: dict[str, Any] = {"messages": [message.to_dict() for message in prompt]}
+        body: dict[str, Any] = {"messages": [_message(message) for message in prompt]}
         if request.tools:
             body["tools"] = [dict(tool) for tool in request.tools]
         if request.template_args:
@@ -117,6 +121,16 @@ class BodyWriter:
         if params.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": params.logprobs} if is_chat else {"logprobs": params.logprobs}
         return body
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as the API wants it, where the arguments of a call are JSON in a string."""
+    data = message.to_dict()
+    for call in data.get("tool_calls", ()):
+        function = call.get("function", {})
+        if not isinstance(function.get("arguments", ""), str):
+            call["function"] = {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+    return data
 
 
 def _raw_prompt(request: Request) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from llmkit.capabilities import Capabilities
+from llmkit_openai.constraints import AS_OBJECT, AS_RESPONSE_FORMAT, AS_STRUCTURED_OUTPUTS, Writers
 
 ServerName: TypeAlias = Literal[
     "generic", "openai", "vllm", "llama-server", "llama-cpp-python", "transformers", "ollama", "tgi"
@@ -31,22 +32,28 @@ class ServerKind:
     Attributes:
         fields: the parameters that it acts on, and its names for them.
         neutral: values that say "nothing of the kind", where the server would otherwise use defaults of its own.
+        fixed: fields that every body has.
         chat_max_tokens: its name for `max_tokens` in a chat.
         gives_n: it answers a request with as many choices as are asked for; others are asked once a choice.
         usage_on_request: it tells the usage of a stream if asked; others refuse the question or always tell.
         template_args: it passes `chat_template_kwargs` on to the chat template.
         tools: it passes tools on to the model.
+        structured: the kinds of structured output that it has, and how each is asked for.
+        structured_raw: it has them at the completions endpoint, too.
         packed: the field that holds the parameters as JSON in a string, where they travel so.
         max_concurrency: requests that it is given at once, where nobody says how many.
     """
 
     fields: Mapping[str, str] = field(default_factory=lambda: _API)
     neutral: Mapping[str, Any] = field(default_factory=lambda: {"top_p": 1.0})
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     chat_max_tokens: str = "max_tokens"
     gives_n: bool = False
     usage_on_request: bool = True
     template_args: bool = False
     tools: bool = True
+    structured: Writers = field(default_factory=lambda: AS_RESPONSE_FORMAT)
+    structured_raw: bool = False
     packed: str | None = None
     max_concurrency: int = 64
 
@@ -58,6 +65,7 @@ class ServerKind:
             streaming=True,
             batching=True,
             tools=self.tools,
+            structured=frozenset(self.structured),
             reproducible="no",
         )
 
@@ -70,6 +78,8 @@ KINDS: Mapping[str, ServerKind] = {
         neutral={"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
         gives_n=True,
         template_args=True,
+        structured=AS_STRUCTURED_OUTPUTS,
+        structured_raw=True,
     ),
     "llama-server": ServerKind(
         fields={
@@ -82,9 +92,12 @@ KINDS: Mapping[str, ServerKind] = {
         neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
         template_args=True,
     ),
+    # Its `repeat_penalty`, 1.1 unless something else is said, overlooks the prompt, so it is not ours.
     "llama-cpp-python": ServerKind(
-        fields={**_API, "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"},
-        neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+        fields={**_API, "top_k": "top_k", "min_p": "min_p"},
+        neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0},
+        fixed={"repeat_penalty": 1.0},
+        structured=AS_OBJECT,
         # It breaks off what it is writing when the next request comes, unless started with --interrupt_requests false.
         max_concurrency=1,
     ),
@@ -100,11 +113,12 @@ KINDS: Mapping[str, ServerKind] = {
         neutral={"top_p": 1.0, "top_k": 0, "typical_p": 1.0},
         usage_on_request=False,
         template_args=True,
+        structured={},
         packed="generation_config",
         # A request's seed is set for the whole process when the request arrives, not when its turn comes.
         max_concurrency=1,
     ),
     "ollama": ServerKind(),
-    "tgi": ServerKind(),
+    "tgi": ServerKind(structured={}),
 }
 """Every kind by its name; `generic` is what all servers of the API have in common."""
