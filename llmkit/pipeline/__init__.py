@@ -7,6 +7,7 @@ are run; `pipeline` puts them together.
 from llmkit.pipeline.functions import FunctionStep, Route, route, step
 from llmkit.pipeline.pipeline import Pipeline
 from llmkit.pipeline.progress import Report
+from llmkit.pipeline.ray import RayRunner
 from llmkit.pipeline.sources import Source, open_source
 
-__all__ = ["FunctionStep", "Pipeline", "Report", "Route", "Source", "open_source", "route", "step"]
+__all__ = ["FunctionStep", "Pipeline", "RayRunner", "Report", "Route", "Source", "open_source", "route", "step"]

@@ -27,7 +27,8 @@ class LocalRunner:
         progress: Progress,
     ) -> Iterator[list[Row]]:
         """The rows that come out of each batch of rows and keys, in order."""
-        flow, stages = Flow(graph), [Stage(name, step) for name, step in graph.steps()]
+        code = b"" if journal is None else None
+        flow, stages = Flow(graph), [Stage(name, step, code=code) for name, step in graph.steps()]
         try:
             for (rows, keys), is_last in _with_last(batches):
                 batch = flow.enter(rows, keys)

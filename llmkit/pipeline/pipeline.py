@@ -20,6 +20,7 @@ from llmkit.pipeline.journal import Journal
 from llmkit.pipeline.keys import Occurrences, Row
 from llmkit.pipeline.local import LocalRunner
 from llmkit.pipeline.progress import Progress, Report
+from llmkit.pipeline.ray import RayRunner
 from llmkit.pipeline.sinks import RowSink, Sink
 from llmkit.pipeline.sources import RowSource, Source, batches, open_source
 from llmkit.tasks.step import Step
@@ -197,8 +198,6 @@ def _runner(runner: Literal["local", "ray"] | Runner) -> Runner:
     if runner == "local":
         return LocalRunner()
     if runner == "ray":
-        from llmkit.pipeline.ray import RayRunner
-
         return RayRunner()
     if isinstance(runner, str):
         raise ParameterError(f'runner must be "local", "ray" or a RayRunner, got {runner!r}')

@@ -56,10 +56,11 @@ class Cluster:
     Args:
         graph: tells where new rows go.
         pools: the steps in order, with what their actors need.
+        keeps: results are kept, so they must have names.
     """
 
-    def __init__(self, graph: Graph, pools: Sequence[Pool]) -> None:
-        self._graph, self._pools = graph, pools
+    def __init__(self, graph: Graph, pools: Sequence[Pool], *, keeps: bool) -> None:
+        self._graph, self._pools, self._keeps = graph, pools, keeps
         self._feed: Any = None
         self._results: Iterator[Any] = iter(())
         self._sent: list[int] = []
@@ -107,7 +108,13 @@ class Cluster:
         for pool in self._pools:
             dataset = dataset.map_batches(
                 Worker,
-                fn_constructor_args=(feed, self._graph, pool.name, pool.step, code_signature(pool.step)),
+                fn_constructor_args=(
+                    feed,
+                    self._graph,
+                    pool.name,
+                    pool.step,
+                    code_signature(pool.step) if self._keeps else b"",
+                ),
                 batch_size=1,
                 batch_format="numpy",
                 compute=ray_data.ActorPoolStrategy(size=pool.n_actors),

@@ -63,7 +63,8 @@ class Stage:
     Args:
         name: the step's name in its graph.
         step: loaded when its signature or a result is first asked for.
-        code: the signature of the step's code, where it was made in another process; source is not found everywhere.
+        code: the signature of the step's code, where it was made in another process, since source is not found
+            everywhere; empty where no result is kept, and nothing has to be described.
         model: the signature of its model, where that was loaded in another process.
     """
 
@@ -113,12 +114,12 @@ class Stage:
         self.step.unload()
 
     def load(self) -> bytes:
-        """Load the step's model; gives the model's signature."""
+        """Load the step's model; gives the model's signature where one is needed."""
         self.step.load()
         if isinstance(self.step, Task):
             own = self.step.params.get("seed", self.step.model.params.seed)
             self._seed = int(own or 0) if _takes_seeds(self.step) else None
-        return model_signature(self.step)
+        return model_signature(self.step) if self.code else b""
 
     def _texts(self, items: Sequence[Item]) -> list[tuple[str, bool]]:
         try:
