@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llmkit.engine.engine import EngineFigures
 from llmkit.metrics import GenerationTiming, Metrics, MetricsSnapshot
 from llmkit.resources import DeviceMemory, ResourceMonitor, ResourceUsage
 
@@ -86,10 +87,14 @@ class MeasuredCalls(ABC):
 
     def track_resource_utilization(self) -> ResourceUsage:
         """Memory, processor and device use right now; prints as a table."""
-        return self._resources.measure(devices=self._device_memory(), extra=self._resource_details())
+        return self._resources.measure(self._device_memory(), self._resource_details(), self._engine_figures())
 
     def _device_memory(self) -> tuple[DeviceMemory, ...]:
         return ()
+
+    def _engine_figures(self) -> EngineFigures | None:
+        """What the model's engine holds and has done, where it has one."""
+        return None
 
     def _resource_details(self) -> Mapping[str, str | int | float]:
         return {}

@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 import psutil
 
+from llmkit.engine.engine import EngineFigures
+
 
 def _no_extra() -> Mapping[str, str | int | float]:
     return MappingProxyType({})
@@ -49,6 +51,7 @@ class ResourceUsage:
         system_cpu_percent: Of all CPUs together, 0 to 100, since the measurement before.
         n_cpus: Logical CPUs of the machine.
         devices: Memory of each accelerator in use.
+        engine: What the generation engine holds and has done; None where the model has none.
         extra: Further figures, by label.
     """
 
@@ -60,6 +63,7 @@ class ResourceUsage:
     system_cpu_percent: float
     n_cpus: int
     devices: tuple[DeviceMemory, ...] = ()
+    engine: EngineFigures | None = None
     extra: Mapping[str, str | int | float] = field(default_factory=_no_extra)
 
     def __str__(self) -> str:
@@ -72,14 +76,19 @@ class ResourceUsage:
             ("system CPU", f"{self.system_cpu_percent:.1f} % of {self.n_cpus} CPUs"),
         ]
         rows += [(device.name, _of(device.used_bytes, device.total_bytes)) for device in self.devices]
+        rows += [] if self.engine is None else _engine_rows(self.engine)
         rows += [(label, str(value)) for label, value in self.extra.items()]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
     def to_dict(self) -> dict[str, object]:
         """The figures under their attribute names, of JSON types only."""
-        scalars = {name: value for name, value in vars(self).items() if name not in ("devices", "extra")}
-        return {**scalars, "devices": [asdict(device) for device in self.devices], "extra": dict(self.extra)}
+        records = {
+            "devices": [asdict(device) for device in self.devices],
+            "engine": None if self.engine is None else asdict(self.engine),
+            "extra": dict(self.extra),
+        }
+        return {**vars(self), **records}
 
 
 class ResourceMonitor:
@@ -98,9 +107,12 @@ class ResourceMonitor:
         self._system_cpu_percent = 0.0
 
     def measure(
-        self, devices: Iterable[DeviceMemory] = (), extra: Mapping[str, str | int | float] | None = None
+        self,
+        devices: Iterable[DeviceMemory] = (),
+        extra: Mapping[str, str | int | float] | None = None,
+        engine: EngineFigures | None = None,
     ) -> ResourceUsage:
-        """Measure now; `devices` and `extra` are taken over as given."""
+        """Measure now; the arguments are taken over as given."""
         memory = psutil.virtual_memory()
         with self._lock:
             process_cpu_percent = self._process.cpu_percent(interval=None)
@@ -114,6 +126,7 @@ class ResourceMonitor:
             system_cpu_percent=system_cpu_percent,
             n_cpus=psutil.cpu_count() or 1,
             devices=tuple(devices),
+            engine=engine,
             extra=MappingProxyType(dict(extra or {})),
         )
 
@@ -126,6 +139,18 @@ class ResourceMonitor:
             self._system_cpu_percent = 100.0 * min(max(share, 0.0), 1.0)
             self._cpu_seconds = (busy, total)
         return self._system_cpu_percent
+
+
+def _engine_rows(figures: EngineFigures) -> list[tuple[str, str]]:
+    kv_bytes = figures.live_bytes + figures.promised_bytes + figures.cached_bytes
+    return [
+        ("KV live", format_bytes(figures.live_bytes)),
+        ("KV promised", format_bytes(figures.promised_bytes)),
+        ("KV cached", f"{format_bytes(figures.cached_bytes)} in {figures.cached_prefixes} prefixes"),
+        ("KV together", _of(kv_bytes, figures.budget_bytes)),
+        ("cache hits", f"{figures.hit_requests} of {figures.started_requests} requests, {figures.hit_tokens} tokens"),
+        ("queue", f"{figures.waiting_requests} requests wait, {figures.running_sequences} sequences run"),
+    ]
 
 
 def format_bytes(n_bytes: int) -> str:

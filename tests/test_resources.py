@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from llmkit.engine.engine import EngineFigures
 from llmkit.resources import DeviceMemory, ResourceMonitor, ResourceUsage, format_bytes
 
 
@@ -93,6 +94,22 @@ def test_to_dict_is_json_and_holds_every_attribute() -> None:
     usage = ResourceMonitor().measure(extra={"n": 1})
     values = json.loads(json.dumps(usage.to_dict()))
     assert values == {**vars(usage), "devices": [], "extra": {"n": 1}}
+    assert values["engine"] is None
+
+
+def test_the_figures_of_an_engine_stand_in_the_record_and_in_the_table() -> None:
+    figures = EngineFigures(2**20, 2**20, 2**21, 2**23, 3, 5, 640, 2, 9, 4, 7, 99)
+    usage = ResourceMonitor().measure(engine=figures)
+    assert usage.engine == figures
+    assert json.loads(json.dumps(usage.to_dict()))["engine"]["cached_bytes"] == 2**21
+    shown = {key: value for text in str(usage).splitlines() for key, value in [text.split("  ", 1)]}
+    assert {key: value.strip() for key, value in shown.items() if key in ("KV live", "KV together", "queue")} == {
+        "KV live": "1.00 MiB",
+        "KV together": "4.00 MiB of 8.00 MiB (50 %)",
+        "queue": "4 requests wait, 7 sequences run",
+    }
+    assert "5 of 9 requests, 640 tokens" in shown["cache hits"]
+    assert "KV live" not in str(ResourceMonitor().measure())
 
 
 def test_a_measurement_does_not_change_with_the_callers_mapping() -> None:

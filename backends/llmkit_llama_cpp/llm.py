@@ -18,6 +18,7 @@ import llama_cpp
 
 from llmkit.backend import BackendLLM
 from llmkit.capabilities import ALL_PARAMS, Capabilities
+from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelClosed, ModelInvalid, ParameterError
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
@@ -223,15 +224,11 @@ class LlamaCppLLM(BackendLLM):
     def _resource_details(self) -> Mapping[str, str | int | float]:
         if self._model is None:
             return {}
-        figures = self._routes.figures
         details: dict[str, str | int | float] = {"model memory": format_bytes(self._model.n_bytes)}
-        if figures is not None:
-            details["KV live"] = format_bytes(figures.live_bytes)
-            details["KV cached"] = format_bytes(figures.cached_bytes)
-            details["KV budget"] = format_bytes(figures.budget_bytes)
-            details["cache hits"] = f"{figures.hit_requests} of {figures.started_requests} requests"
-            details["queue"] = figures.waiting_requests
         return details
+
+    def _engine_figures(self) -> EngineFigures | None:
+        return None if self._model is None else self._routes.figures
 
     def _save_weights(self, folder: Path) -> None:
         self._require()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmkit.backend import BackendLLM
 from llmkit.capabilities import ALL_PARAMS, Capabilities
+from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ContextLengthExceeded, ModelClosed, ParameterError, UnsupportedFeature
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
@@ -240,15 +241,11 @@ class TransformersLLM(BackendLLM):
     def _resource_details(self) -> Mapping[str, str | int | float]:
         if self._loaded is None:
             return {}
-        figures = self._routes.figures
         details: dict[str, str | int | float] = {"model memory": format_bytes(self.model.get_memory_footprint())}
-        if figures is not None:
-            details["KV live"] = format_bytes(figures.live_bytes)
-            details["KV cached"] = format_bytes(figures.cached_bytes)
-            details["KV budget"] = format_bytes(figures.budget_bytes)
-            details["cache hits"] = f"{figures.hit_requests} of {figures.started_requests} requests"
-            details["queue"] = figures.waiting_requests
         return details
+
+    def _engine_figures(self) -> EngineFigures | None:
+        return None if self._loaded is None else self._routes.figures
 
     def _save_weights(self, folder: Path) -> None:
         loaded = self._require()

@@ -68,7 +68,10 @@ def test_a_seeded_chat_of_ten_turns_gives_the_same_bits_replayed_cold(model_fold
     with TransformersLLM(str(model_folder())) as llm:
         answers = [llm.chat(f"hi {turn % 3}", **params) for turn in range(10)]
         history = list(llm.history)
-        assert llm.track_resource_utilization().extra["cache hits"] != "0 of 10 requests"
+        figures = llm.track_resource_utilization().engine
+        assert figures is not None
+        assert (figures.hit_requests, figures.started_requests) == (9, 10)
+        assert figures.hit_tokens > 9
     with TransformersLLM(str(model_folder())) as cold:
         replayed = [cold.chat(f"hi {turn % 3}", history=history[: 2 * turn], **params) for turn in range(9, 0, -1)]
     assert replayed[::-1] == answers[1:]
@@ -94,7 +97,9 @@ def test_leaving_a_stream_frees_its_sequence(llm: TransformersLLM) -> None:
     next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     llm.run("x", max_tokens=1)  # a later request goes through the same thread
-    assert llm.track_resource_utilization().extra["KV live"] == "0 B"
+    figures = llm.track_resource_utilization().engine
+    assert figures is not None
+    assert figures.live_bytes == figures.running_sequences == 0
 
 
 def test_a_request_that_can_never_fit_its_memory_is_refused_with_the_figures(model_folder: Callable[..., Path]) -> None:
