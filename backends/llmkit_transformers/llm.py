@@ -33,9 +33,10 @@ from llmkit.wire import GPTTask
 from llmkit_transformers.answers import answer_of
 from llmkit_transformers.devices import device_memory
 from llmkit_transformers.encoding import PromptEncoder
-from llmkit_transformers.identity import folder_digest, weights_digest
+from llmkit_transformers.identity import folder_digest, kernel_choices, weights_digest
 from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_model
 from llmkit_transformers.masks import guide_tokenizer
+from llmkit_transformers.numerics import packed_bytes
 from llmkit_transformers.routes import EngineInfo, RouteOptions, Routes
 from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
 from llmkit_transformers.tokenizer import load_tokenizer
@@ -112,7 +113,7 @@ class TransformersLLM(BackendLLM):
         self.capabilities = replace(type(self).capabilities, reproducible=claim)
         # A model that is dropped without close() ends its threads, too.
         self._end_routes = weakref.finalize(self, self._routes.close)
-        vars(self).pop("fingerprint", None)
+        vars(self).pop("_identity", None)
 
     def _replace(self, loaded: LoadedModel) -> None:
         """Make another model this object's; what the old one was generating ends with `ModelClosed`."""
@@ -169,24 +170,32 @@ class TransformersLLM(BackendLLM):
         config = self.model.config.get_text_config()
         return None if config.is_encoder_decoder else window(config)
 
-    @cached_property
-    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def fingerprint(self) -> str:
         """What the bits depend on: weights, tokenizer, route, precision, device, libraries and processor."""
-        loaded = self._require()
+        claim = self._routes.info.reproducible
         return fingerprint(
             {
-                "route": [self._routes.info.route, self._routes.info.reproducible],
-                "weights": self._quantized_digest or weights_digest(loaded.model),
-                "config": loaded.model.config.to_json_string(),
-                "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),
-                "dtype": str(loaded.model.dtype),
-                "quantize_bits": loaded.options.quantize_bits,
-                "device": str(loaded.model.device),
-                "threads": self._route_options.n_threads,
-                "flags": [torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()],
-                "libraries": library_versions("torch", "transformers", "tokenizers", "bitsandbytes", "llguidance"),
+                **self._identity,
+                "route": [self._routes.info.route, claim],
+                # Steps that are proved independent of their neighbours are so of the number of threads, too.
+                "threads": self._route_options.n_threads if claim == "alone" else None,
+                "kernels": kernel_choices(self.model.device),
             }
         )
+
+    @cached_property
+    def _identity(self) -> Mapping[str, object]:
+        """What of the fingerprint stays while this model does; all weights are read once."""
+        loaded = self._require()
+        return {
+            "weights": self._quantized_digest or weights_digest(loaded.model),
+            "config": loaded.model.config.to_json_string(),
+            "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),
+            "dtype": str(loaded.model.dtype),
+            "quantize_bits": loaded.options.quantize_bits,
+            "libraries": library_versions("torch", "transformers", "tokenizers", "bitsandbytes", "llguidance"),
+        }
 
     # --- generating -------------------------------------------------------------------------------------------------
 
@@ -242,6 +251,8 @@ class TransformersLLM(BackendLLM):
         if self._loaded is None:
             return {}
         details: dict[str, str | int | float] = {"model memory": format_bytes(self.model.get_memory_footprint())}
+        if packed_bytes(self.model):
+            details["packed weights"] = format_bytes(packed_bytes(self.model))
         return details
 
     def _engine_figures(self) -> EngineFigures | None:
