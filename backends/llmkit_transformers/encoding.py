@@ -5,9 +5,10 @@ It knows a tokenizer and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from jinja2 import Environment, TemplateError, meta
 from jinja2.ext import Extension
@@ -102,7 +103,7 @@ class PromptEncoder:
 
     def _render(self, messages: Sequence[Message], request: Request) -> str:
         return self.tokenizer.apply_chat_template(
-            [message.to_dict() for message in messages],
+            [_for_template(message) for message in messages],
             tools=[dict(tool) for tool in request.tools] or None,
             add_generation_prompt=True,
             tokenize=False,
@@ -121,6 +122,23 @@ class PromptEncoder:
         """A function from token ids to text, special tokens left out."""
         decode = self.tokenizer.decode
         return lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _for_template(message: Message) -> dict[str, Any]:
+    """The message as templates expect it: arguments of calls as objects, where OpenAI's wire has JSON in a string."""
+    data = message.to_dict()
+    for call in data.get("tool_calls", ()):
+        function = call.get("function")
+        if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):  # pyright: ignore[reportUnknownMemberType]
+            call["function"] = {**function, "arguments": _parsed(cast("str", function["arguments"]))}
+    return data
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def _with_bos(ids: list[int], wanted: int | None, own: int | None) -> list[int]:

@@ -3,8 +3,8 @@
 It knows neither models nor chat templates.
 """
 
-from llmkit.tools.calls import Answer, checked_call, read_answer
+from llmkit.tools.calls import Answer, as_call, checked_call, read_answer
 from llmkit.tools.definitions import Tool, as_tools
 from llmkit.tools.rounds import MAX_TOOL_ROUNDS, ToolRounds
 
-__all__ = ["MAX_TOOL_ROUNDS", "Answer", "Tool", "ToolRounds", "as_tools", "checked_call", "read_answer"]
+__all__ = ["MAX_TOOL_ROUNDS", "Answer", "Tool", "ToolRounds", "as_call", "as_tools", "checked_call", "read_answer"]

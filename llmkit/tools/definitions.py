@@ -173,11 +173,9 @@ def _binder(name: str, function: Callable[..., Any]) -> TypeAdapter[Any]:
 
 def _parameters(name: str, binder: TypeAdapter[Any]) -> dict[str, Any]:
     try:
-        schema = binder.json_schema(schema_generator=_Untitled)
+        return binder.json_schema(schema_generator=_Untitled)
     except (PydanticUserError, PydanticInvalidForJsonSchema) as error:
         raise InvalidRequest(f"no schema can be made of the tool {name}: {error}") from error
-    # pydantic calls a function without parameters a list.
-    return schema if schema.get("type") == "object" else {"type": "object", "properties": {}}
 
 
 class _Untitled(GenerateJsonSchema):
