@@ -1,10 +1,10 @@
-"""Writes the table of generation parameters into its reference page, or checks that the one there is fresh.
+"""Writes the tables of generation parameters into their pages, or checks that those there are fresh.
 
-    python -m tools.parameter_table           write docs/reference/parameters.md
-    python -m tools.parameter_table --check   fail if its table is not what the code says
+    python -m tools.parameter_table           write docs/reference/parameters.md and the backends' pages
+    python -m tools.parameter_table --check   fail if a table is not what the code says
 
 Names, rules and meanings come from `llmkit.params.SPECS`, support from each installed backend's `capabilities`. The
-text around the table is written by hand and left alone.
+text around a table is written by hand and left alone; a backend's page has one if it has the two comments.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from llmkit.capabilities import Capabilities
 from llmkit.params import SPECS
 from llmkit.registry import available_backends, backend_class
 
-PATH = Path(__file__).parent.parent / "docs" / "reference" / "parameters.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PATH = DOCS / "reference" / "parameters.md"
 BEGIN, END = "<!-- table: written by python -m tools.parameter_table -->", "<!-- end of table -->"
 
 
@@ -40,20 +41,53 @@ def with_table(page: str, fresh: str) -> str:
     return f"{before}{BEGIN}\n\n{fresh}\n{END}{rest.split(END)[1]}"
 
 
-def rendered(page: str) -> str:
-    return with_table(page, table({name: backend_class(name).capabilities for name in available_backends()}))
+def support_table(columns: dict[str, Capabilities]) -> str:
+    """The table of a backend's page: what it honours, a row a parameter or feature."""
+    header = ["", *columns]
+    rows = [header, ["---"] * len(header)]
+    rows += [[f"`{name}`", *(yes_no(name in c.params) for c in columns.values())] for name in SPECS]
+    rows.append(["tools", *(yes_no(c.tools) for c in columns.values())])
+    rows.append(["structured output", *(", ".join(sorted(c.structured)) or "no" for c in columns.values())])
+    rows.append(["streaming", *(yes_no(c.streaming) for c in columns.values())])
+    rows.append(["reproducible", *(c.reproducible for c in columns.values())])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def columns(backend: str) -> dict[str, Capabilities]:
+    """A backend's capabilities; those of the openai backend depend on the server."""
+    if backend != "openai":
+        return {backend: backend_class(backend).capabilities}
+    from llmkit_openai.servers import KINDS
+
+    return {name: kind.capabilities for name, kind in KINDS.items()}
+
+
+def tables() -> dict[Path, str]:
+    """The fresh table of each page that has one."""
+    backends = available_backends()
+    pages = {PATH: table({name: backend_class(name).capabilities for name in backends})}
+    for name in backends:
+        page = DOCS / "backends" / f"{name}.md"
+        if page.exists() and BEGIN in page.read_text(encoding="utf-8"):
+            pages[page] = support_table(columns(name))
+    return pages
 
 
 def main(arguments: list[str] | None = None) -> str | None:
     """Returns the problem that `--check` found, as `sys.exit` takes it."""
-    parser = argparse.ArgumentParser(description="The table of generation parameters.")
-    parser.add_argument("--check", action="store_true", help="fail if the committed table is stale")
+    parser = argparse.ArgumentParser(description="The tables of generation parameters.")
+    parser.add_argument("--check", action="store_true", help="fail if a committed table is stale")
     options = parser.parse_args(arguments)
-    page = PATH.read_text(encoding="utf-8")
-    fresh = rendered(page)
-    if options.check:
-        return None if page == fresh else f"{PATH} is stale; run: python -m tools.parameter_table"
-    PATH.write_text(fresh, encoding="utf-8")
+    for path, fresh in tables().items():
+        page = path.read_text(encoding="utf-8")
+        if options.check and page != with_table(page, fresh):
+            return f"{path} is stale; run: python -m tools.parameter_table"
+        if not options.check:
+            path.write_text(with_table(page, fresh), encoding="utf-8")
     return None
 
 

@@ -34,6 +34,20 @@ def test_support_is_what_each_backend_declares() -> None:
     }
 
 
+def test_a_backends_page_has_a_row_for_each_parameter_and_feature() -> None:
+    lines = [line.split(" | ") for line in parameter_table.support_table(BACKENDS).splitlines()]
+    support = {cells[0].strip("| `"): [cell.strip(" |") for cell in cells[1:]] for cells in lines}
+    assert support.keys() >= {*SPECS, "tools", "structured output", "streaming", "reproducible"}
+    assert (support["seed"], support["top_k"]) == (["yes", "yes"], ["yes", "no"])
+
+
+def test_the_openai_page_has_a_column_for_each_kind_of_server() -> None:
+    pytest.importorskip("httpx")
+    columns = parameter_table.columns("openai")
+    assert "top_k" in columns["vllm"].params
+    assert "top_k" not in columns["generic"].params
+
+
 def test_only_the_table_of_the_page_is_replaced() -> None:
     page = f"before\n{parameter_table.BEGIN}\nold\n{parameter_table.END}\nafter\n"
     fresh = parameter_table.with_table(page, "| new |\n")
