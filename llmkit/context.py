@@ -74,3 +74,15 @@ def room_for_new_tokens(
         raise ContextLengthExceeded(prompt_tokens, max_tokens, limit)
     room = limit - prompt_tokens
     return room if max_tokens is None else min(room, max_tokens)
+
+
+def limit_new_tokens(prompt_tokens: int, context_length: int) -> int:
+    """The most new tokens that a prompt leaves room for in a window: 1,900 of 2,048 leave 148.
+
+    Raises:
+        ContextLengthExceeded: there is room for none.
+    """
+    return (
+        room_for_new_tokens(prompt_tokens, max_tokens=context_length, max_length=None, context_length=context_length)
+        or 0
+    )

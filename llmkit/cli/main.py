@@ -17,13 +17,14 @@ import typer
 
 from llmkit.cli.backends import backends
 from llmkit.cli.chat import chat
+from llmkit.cli.prepare import prepare
 from llmkit.cli.run import run
 from llmkit.cli.schema import schema
 from llmkit.cli.task import task
 from llmkit.cli.terminal import flush_stdout, say, speak_utf8
 from llmkit.errors import LLMKitError, ParameterError, UnknownBackend, UnknownDevice, UnknownParameter
 
-COMMANDS = (run, task, chat, backends, schema)
+COMMANDS = (run, task, chat, prepare, backends, schema)
 WRONG_USAGE = (ParameterError, UnknownBackend, UnknownDevice, UnknownParameter)
 """Errors that a different command line avoids; all others mean that the work failed."""
 

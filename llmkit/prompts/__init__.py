@@ -9,10 +9,11 @@ from llmkit.prompts.named import (
     register_model,
     register_style,
 )
-from llmkit.prompts.style import PromptStyle
+from llmkit.prompts.style import Piece, PromptStyle
 
 __all__ = [
     "AUTO",
+    "Piece",
     "PromptStyle",
     "as_style",
     "available_styles",

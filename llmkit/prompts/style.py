@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from llmkit.errors import InvalidRequest, PromptStyleError, did_you_mean
 from llmkit.types import Message
@@ -16,6 +16,13 @@ from llmkit.types import Message
 _FLAGS = ("omit_empty_input", "system_inside")
 _BESIDES_TEXT = ("stop", "turn_part", *_FLAGS)
 _PARTS = ("instruction", "input")
+
+
+class Piece(NamedTuple):
+    """A piece of a rendered prompt: one of its parts, or the style's own text."""
+
+    text: str
+    part: Literal["instruction", "input", "output"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +96,20 @@ class PromptStyle:
             system: The system prompt; `default_system` where it is empty.
             begin: Write `begin`; false where a tokenizer does.
         """
-        text = self._opening(system, begin) + self._user_turn(instruction, input, self._inside(system))
-        return text + self.response_prefix + (self._known(output) if output else "")
+        pieces = self.pieces(instruction, input, output, system=system, begin=begin)
+        return "".join(piece.text for piece in pieces)
+
+    def pieces(
+        self, instruction: str = "", input: str = "", output: str = "", *, system: str = "", begin: bool = True
+    ) -> list[Piece]:
+        """What `render` concatenates: the parts, and the style's own text between them, in order."""
+        response = [Piece(self.response_lead), Piece(output, "output"), Piece(self.response_suffix)] if output else []
+        return [
+            Piece(self._opening(system, begin)),
+            *self._user_turn(instruction, input, self._inside(system)),
+            Piece(self.response_prefix),
+            *response,
+        ]
 
     def render_chat(self, messages: Sequence[Message], *, begin: bool = True) -> str:
         """The prompt of a conversation, up to where the model answers its last message.
@@ -107,10 +126,11 @@ class PromptStyle:
         for at, (role, content) in enumerate(turns):
             if role == "user":
                 parts = (content, "") if self.turn_part == "instruction" else ("", content)
-                text += (self.turn_separator if at else "") + self._user_turn(*parts, inside)
+                text += self.turn_separator if at else ""
+                text += "".join(piece.text for piece in self._user_turn(*parts, inside))
                 inside = ""
             else:
-                text += self.response_prefix + self._known(content)
+                text += self.response_prefix + self.response_lead + content + self.response_suffix
         return text + self.response_prefix
 
     def _opening(self, system: str, begin: bool) -> str:
@@ -124,18 +144,14 @@ class PromptStyle:
         system = system or self.default_system
         return self.system_prefix + system + self.system_suffix if system else ""
 
-    def _user_turn(self, instruction: str, input: str, opening: str) -> str:
-        text = self.user_prefix + opening
+    def _user_turn(self, instruction: str, input: str, opening: str) -> list[Piece]:
+        pieces = [Piece(self.user_prefix + opening)]
         if instruction:
-            text += self.instruction_prefix + instruction + self.instruction_suffix
-        if instruction and input:
-            text += self.part_separator
+            own = [Piece(self.instruction_prefix), Piece(instruction, "instruction"), Piece(self.instruction_suffix)]
+            pieces += [*own, Piece(self.part_separator if input else "")]
         if input or not self.omit_empty_input:
-            text += self.input_prefix + input + self.input_suffix
-        return text + self.user_suffix
-
-    def _known(self, response: str) -> str:
-        return self.response_lead + response + self.response_suffix
+            pieces += [Piece(self.input_prefix), Piece(input, "input"), Piece(self.input_suffix)]
+        return [*pieces, Piece(self.user_suffix)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> PromptStyle:
