@@ -16,16 +16,18 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.backends import backends
+from llmkit.cli.batch import batch
 from llmkit.cli.chat import chat
+from llmkit.cli.pipeline import pipeline_commands
 from llmkit.cli.prepare import prepare
 from llmkit.cli.run import run
 from llmkit.cli.schema import schema
 from llmkit.cli.task import task
 from llmkit.cli.terminal import flush_stdout, say, speak_utf8
-from llmkit.errors import LLMKitError, ParameterError, UnknownBackend, UnknownDevice, UnknownParameter
+from llmkit.errors import LLMKitError, ParameterError, PipelineError, UnknownBackend, UnknownDevice, UnknownParameter
 
-COMMANDS = (run, task, chat, prepare, backends, schema)
-WRONG_USAGE = (ParameterError, UnknownBackend, UnknownDevice, UnknownParameter)
+COMMANDS = (run, task, chat, batch, prepare, backends, schema)
+WRONG_USAGE = (ParameterError, PipelineError, UnknownBackend, UnknownDevice, UnknownParameter)
 """Errors that a different command line avoids; all others mean that the work failed."""
 
 _DEBUG = "LLMKIT_DEBUG"
@@ -58,6 +60,7 @@ def command_line() -> typer.Typer:
     app.callback()(_llmkit)
     for command in COMMANDS:
         app.command()(command)
+    app.add_typer(pipeline_commands(), name="pipeline")
     return app
 
 

@@ -8,6 +8,17 @@ from llmkit.pipeline.functions import FunctionStep, Route, route, step
 from llmkit.pipeline.pipeline import Pipeline
 from llmkit.pipeline.progress import Report
 from llmkit.pipeline.ray import RayRunner
-from llmkit.pipeline.sources import Source, open_source
+from llmkit.pipeline.sources import Source, jsonl_rows, open_source
 
-__all__ = ["FunctionStep", "Pipeline", "RayRunner", "Report", "Route", "Source", "open_source", "route", "step"]
+__all__ = [
+    "FunctionStep",
+    "Pipeline",
+    "RayRunner",
+    "Report",
+    "Route",
+    "Source",
+    "jsonl_rows",
+    "open_source",
+    "route",
+    "step",
+]

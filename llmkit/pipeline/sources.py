@@ -5,6 +5,7 @@ Rows are read as they are needed, so that a source may be endless. It knows no s
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
 import itertools
@@ -79,22 +80,31 @@ def _file(path: Path) -> Source:
     raise PipelineError(f"a source file must end in .jsonl, .ndjson, .csv or .parquet, got {path.name!r}")
 
 
+def jsonl_rows(text: str, name: str) -> list[Row]:
+    """The rows of a text with one JSON object a line; empty lines count for nothing.
+
+    Raises:
+        PipelineError: a line is something else; the message has its number and the text's name.
+    """
+    lines = enumerate(text.splitlines(), start=1)
+    return [_object(name, number, line) for number, line in lines if line.strip()]
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
-    """One JSON object a line; empty lines count for nothing."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _object(path, number, line)
+                # The mark that some editors begin a file with is no part of its first line.
+                yield _object(path, number, line.removeprefix(codecs.BOM_UTF8))
 
 
-def _object(path: Path, number: int, line: bytes) -> Row:
+def _object(name: object, number: int, line: str | bytes) -> Row:
     try:
-        # The mark that some editors begin a file with is no part of its first line.
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = json.loads(line)
     except ValueError as error:
-        raise PipelineError(f"line {number} of {path} is not JSON: {error}") from error
+        raise PipelineError(f"line {number} of {name} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise PipelineError(f"line {number} of {path} must be an object, got {type(row).__name__}")
+        raise PipelineError(f"line {number} of {name} must be an object, got {type(row).__name__}")
     return cast("Row", row)
 
 
