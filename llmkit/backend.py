@@ -20,6 +20,7 @@ from llmkit.bridge import drained_in_thread
 from llmkit.call import Call, as_request, as_requests
 from llmkit.capabilities import Capabilities
 from llmkit.errors import (
+    ContextWarning,
     InertParameterWarning,
     InvalidRequest,
     ParameterError,
@@ -283,7 +284,16 @@ class BackendLLM(BaseLLM):
 
     def _begin(self, requests: Sequence[Request]) -> Call:
         self._check_open()
-        return Call([self._prepare(request) for request in requests])
+        call = Call([self._prepare(request) for request in requests])
+        self._warn_of_dropped(call)
+        return call
+
+    def _warn_of_dropped(self, call: Call) -> None:
+        """Once a call, and at every call: a text alone does not tell what the model did not read."""
+        n_dropped = sum(len(prepared.dropped) for prepared in call.prepared)
+        if n_dropped:
+            problem = f"{n_dropped} old messages were left out, so that the conversation fits the window"
+            warnings.warn(problem, ContextWarning, stacklevel=_callers_level())
 
     def _begin_stream(self, request: Request) -> Call:
         call = self._begin([request])

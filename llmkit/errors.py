@@ -253,6 +253,10 @@ class PipelineError(LLMKitError, ValueError):
     """A pipeline whose steps do not fit together, or a file of it that cannot be read or written."""
 
 
+class ContextWarning(UserWarning):
+    """The oldest turns of a conversation were left out, so that it fits the window; `dropped_messages` has them."""
+
+
 class InertParameterWarning(UserWarning):
     """A parameter has no effect in the chosen mode (`length_penalty` without beams)."""
 

@@ -96,10 +96,11 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     )
     settled = replace(settled, prompt=_as_seen(settled))
     idle = inert(user, settled.params) + _inert_in_prompt(user, settled)
+    n_reserved = _reserved(settled.params, facts, is_default=not (_limits_length(user) or _limits_length(facts.model)))
     if style is None:
-        settled, dropped = _fitted(settled, facts)
+        settled, dropped = _fitted(settled, facts, n_reserved)
     else:
-        settled, dropped = _fitted(settled, _reading(style, facts))
+        settled, dropped = _fitted(settled, _reading(style, facts), n_reserved)
         settled = _rendered(settled, style)
     _check_room_for_constraint(settled)
     return Prepared(settled, dropped, idle, left_out, user.pad_token_id is not None)
@@ -167,14 +168,29 @@ def _inert_in_prompt(user: GenerationParams, request: Request) -> tuple[str, ...
     return () if is_conversation else tuple(name for name in user.effective() if name in idle)
 
 
-def _fitted(request: Request, facts: ModelFacts) -> tuple[Request, tuple[Message, ...]]:
+def _limits_length(params: GenerationParams) -> bool:
+    return params.max_tokens is not None or params.max_length is not None
+
+
+def _reserved(params: GenerationParams, facts: ModelFacts, *, is_default: bool) -> int:
+    """New tokens that old turns make room for: `max_tokens`, if anybody asked for it.
+
+    The library's default is no wish: for its sake turns go only until a quarter of the window is free.
+    """
+    n_wanted = params.max_tokens or 1
+    if facts.context_length is None or not is_default:
+        return n_wanted
+    return max(1, min(n_wanted, facts.context_length // 4))
+
+
+def _fitted(request: Request, facts: ModelFacts, n_reserved: int) -> tuple[Request, tuple[Message, ...]]:
     """The request with its tokens and its room for new ones; the oldest turns go where they must."""
     ids = facts.encode(request)
     if ids is None:
         return request, ()
     params, dropped = request.params, ()
     limit = min((n for n in (params.max_length, facts.context_length) if n is not None), default=None)
-    for_prompt = None if limit is None else limit - (params.max_tokens or 1)
+    for_prompt = None if limit is None else limit - n_reserved
     if for_prompt is not None and len(ids) > for_prompt and not request.self_contained:
         request, dropped = _shortened(request, facts, for_prompt)
         ids = facts.encode(request) or ()

@@ -1,6 +1,9 @@
 """What the model reads: the window, the history, and the side that it speaks for."""
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +12,11 @@ from hypothesis import strategies as st
 
 from llmkit.errors import (
     ContextLengthExceeded,
+    ContextWarning,
     InvalidRequest,
 )
 from llmkit.testing import ScriptedLLM, characters
-from llmkit.types import Message
+from llmkit.types import Message, Request
 
 
 def gpt_task(content: str = "x", **changes: Any) -> dict[str, Any]:
@@ -49,7 +53,8 @@ TURNS = [Message("system", "S"), user("u1 u1"), assistant("a1 a1"), user("u2 u2"
 
 def test_a_conversation_that_outgrows_the_window_drops_its_oldest_turns() -> None:
     llm = ScriptedLLM("a b c d", context_length=16, max_tokens=4)
-    completion = llm.complete(TURNS)
+    with pytest.warns(ContextWarning, match="^2 old messages were left out"):
+        completion = llm.complete(TURNS)
     assert completion.dropped_messages == (user("u1 u1"), assistant("a1 a1"))
     assert llm.requests[0].prompt == (TURNS[0], *TURNS[3:])
     assert completion.text == "a b c d"
@@ -61,6 +66,39 @@ def test_a_conversation_that_fits_is_left_whole() -> None:
     assert llm.requests[0].prompt == tuple(TURNS)
 
 
+CALLS: dict[str, Callable[[ScriptedLLM], Any]] = {
+    "stream": lambda llm: list(llm.stream(TURNS)),
+    "chat": lambda llm: llm.chat("now", history=TURNS[:-1]),
+    "complete_batch": lambda llm: llm.complete_batch([Request(tuple(TURNS)), Request("x")]),
+    "acomplete": lambda llm: asyncio.run(llm.acomplete(TURNS)),
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_every_call_that_leaves_turns_out_says_so_once(way: str) -> None:
+    llm = ScriptedLLM("a b c d", context_length=16, max_tokens=4)
+    for _ in range(2):
+        with pytest.warns(ContextWarning) as caught:
+            CALLS[way](llm)
+        told = [Path(warning.filename).name for warning in caught if warning.category is ContextWarning]
+        assert len(told) == 1
+        assert way == "acomplete" or told == ["test_conversation.py"]
+
+
+def test_the_librarys_own_limit_does_not_drop_the_history_of_a_small_window() -> None:
+    """The default of 256 new tokens is more than this window has at all."""
+    llm = ScriptedLLM("a b c d e f g h i", context_length=24)
+    kept = llm.complete(TURNS)
+    assert kept.dropped_messages == ()
+    assert kept.usage.completion_tokens == 10  # all that is left
+    long_turns = [user("u " * 8), assistant("a"), user("now")]
+    assert llm.complete(long_turns).dropped_messages == ()
+    with pytest.warns(ContextWarning):  # asked for, the same number makes room for itself
+        assert llm.complete(long_turns, max_tokens=20).dropped_messages == tuple(long_turns[:2])
+    with pytest.warns(ContextWarning):  # a quarter of the window stays free in any case
+        assert llm.complete([user("u " * 20), assistant("a"), user("now")]).dropped_messages != ()
+
+
 def test_a_gpt_task_that_outgrows_the_window_is_not_shortened() -> None:
     turns = [message.to_dict() for message in TURNS]
     llm = ScriptedLLM("a b c d", context_length=10)
@@ -69,6 +107,7 @@ def test_a_gpt_task_that_outgrows_the_window_is_not_shortened() -> None:
     assert llm.requests == []
 
 
+@pytest.mark.filterwarnings("ignore::llmkit.errors.ContextWarning")
 @given(
     turns=st.lists(st.tuples(st.text("ab ", min_size=1), st.text("ab ", min_size=1)), max_size=6),
     system=st.booleans(),

@@ -131,6 +131,7 @@ def test_an_encoder_with_a_window_refuses_a_longer_prompt(loaded: Any) -> None:
     assert loaded("t5").run("x" * 600, raw=True, max_tokens=2) is not None
 
 
+@pytest.mark.filterwarnings("ignore::llmkit.errors.ContextWarning")
 def test_a_chat_that_outgrows_the_window_drops_its_oldest_turns(model_folder: Any) -> None:
     with TransformersLLM(str(model_folder()), system_prompt="be brief", max_tokens=10) as llm:
         for turn in range(8):
