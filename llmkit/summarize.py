@@ -7,7 +7,7 @@ prompt and runs it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from llmkit.errors import GenerationError, InvalidRequest
 
@@ -45,15 +45,36 @@ def summarize(
         ValueError: `max_passage_tokens` is too small, or `run` gave another number of texts.
         GenerationError: A round's summaries have no fewer tokens than its text, so rounds would never end.
     """
+    rounds = reduced(text, count_tokens=count_tokens, max_passage_tokens=max_passage_tokens)
+    summaries: list[str] | None = None
+    while True:
+        try:
+            passages = next(rounds) if summaries is None else rounds.send(summaries)
+        except StopIteration as finished:
+            passage: str = finished.value
+            break
+        summaries = _all_of(run, [render(passage) for passage in passages])
+    return _all_of(run, [render(passage)])[0] if passage else ""
+
+
+def reduced(text: str, *, count_tokens: CountTokens, max_passage_tokens: int) -> Generator[list[str], list[str], str]:
+    """Bring a text down to one passage: yields the passages of a round, and is sent a summary of each.
+
+    A text that fits a single passage is returned at once, so that nothing is summarised twice without need.
+
+    Returns:
+        The one passage that is left to summarise; empty where all summaries were.
+
+    Raises:
+        InvalidRequest, ValueError, GenerationError: as `summarize`.
+    """
     if not text.strip():
         raise InvalidRequest(f"text must contain something to summarize, got {text!r}")
     while True:
         passages = split_passages(text, count_tokens=count_tokens, max_passage_tokens=max_passage_tokens)
-        summaries = run([render(passage) for passage in passages])
-        if len(summaries) != len(passages):
-            raise ValueError(f"run must give one text a prompt: {len(passages)} prompts gave {len(summaries)} texts")
         if len(passages) == 1:
-            return summaries[0]
+            return passages[0]
+        summaries = yield passages
         joined = "\n\n".join(summary.strip() for summary in summaries if summary.strip())
         if not joined:
             return ""
@@ -64,6 +85,13 @@ def summarize(
                 f"gave summaries of {n_after}; ask for fewer tokens a summary"
             )
         text = joined
+
+
+def _all_of(run: Callable[[list[str]], list[str]], prompts: list[str]) -> list[str]:
+    texts = run(prompts)
+    if len(texts) != len(prompts):
+        raise ValueError(f"run must give one text a prompt: {len(prompts)} prompts gave {len(texts)} texts")
+    return texts
 
 
 def split_passages(text: str, *, count_tokens: CountTokens, max_passage_tokens: int) -> list[str]:

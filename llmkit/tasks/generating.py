@@ -6,9 +6,9 @@ Owns the difference between a fault of one request and a fault of all. It knows 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from llmkit.backend import BackendLLM
 from llmkit.base import BaseLLM
@@ -23,7 +23,8 @@ from llmkit.errors import (
     UnsupportedParameter,
 )
 from llmkit.params import GenerationParams
-from llmkit.types import Completion, Request, Usage
+from llmkit.prompts import as_style
+from llmkit.types import Completion, Request, Usage, as_messages
 
 Outcome: TypeAlias = "Completion | Exception"
 
@@ -90,7 +91,7 @@ def _batch(llm: BackendLLM, requests: Sequence[Request]) -> list[Outcome]:
 def _alone(llm: BaseLLM, request: Request) -> Outcome:
     """One request of a model that has no batches; a choice is a run."""
     try:
-        runs = [llm.complete(single.prompt, **_overrides(single)) for single in _singles(request)]
+        runs = [_run(llm, single) for single in _singles(request)]
     except FAULTS_OF_ALL:
         raise
     except Exception as error:  # noqa: BLE001 - as in `_batch`
@@ -98,8 +99,16 @@ def _alone(llm: BaseLLM, request: Request) -> Outcome:
     return _joined(runs)
 
 
-def _overrides(request: Request) -> Mapping[str, Any]:
-    return dict(request.params)
+def _run(llm: BaseLLM, request: Request) -> Completion:
+    """One text of a model that knows prompts alone: it is rendered, and cut at the style's stop strings, for it."""
+    if request.prompt_style is None:
+        return llm.complete(request.prompt, **dict(request.params))
+    style = as_style(request.prompt_style, llm.model_name)
+    rendered = style.render_chat(as_messages(request.prompt), begin=False)
+    completion = llm.complete(rendered, **dict(request.params))
+    ends = [at for at in map(completion.text.find, style.stop) if at >= 0]
+    choice = replace(completion.choices[0], text=completion.text[: min(ends, default=None)])
+    return replace(completion, choices=(choice,))
 
 
 def _singles(request: Request) -> list[Request]:

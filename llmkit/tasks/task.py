@@ -15,10 +15,13 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from loguru import logger
 
+from llmkit.backend import BackendLLM
 from llmkit.base import BaseLLM
 from llmkit.errors import InvalidRequest, ParameterError
 from llmkit.params import GenerationParams
+from llmkit.prompts import AUTO, PromptStyle, as_style
 from llmkit.registry import load
+from llmkit.structured import Constraint, Kind
 from llmkit.tasks.generating import FAULTS_OF_ALL, Outcome, check_params, outcomes
 from llmkit.tasks.identity import described
 from llmkit.tasks.metadata import METADATA, Notes, error_key, failure, merged
@@ -61,6 +64,8 @@ class Task(Step):
         num_generations: texts for each row; each becomes a row of its own.
         group_generations: the texts of a row stay in one row, whose outputs and metadata become lists.
         params: generation parameters of this task's requests; they go before the model's own.
+        prompt_style: render the messages in this style rather than by the model's chat template: a name, a dictionary,
+            or a `PromptStyle`.
         add_raw_output: note the model's text as `raw_output_<name>`.
         add_raw_input: note the messages as `raw_input_<name>`.
         add_statistics: note token counts as `statistics_<name>`.
@@ -75,6 +80,7 @@ class Task(Step):
     num_generations: int = 1
     group_generations: bool = False
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    prompt_style: str | PromptStyle | Mapping[str, object] | None = None
     add_raw_output: bool = True
     add_raw_input: bool = False
     add_statistics: bool = False
@@ -92,6 +98,8 @@ class Task(Step):
             raise ParameterError(f"num_generations must be at least 1, got {self.num_generations!r}")
         if GenerationParams(**self.params).num_return_sequences is not None:
             raise ParameterError("params must not set num_return_sequences; num_generations does")
+        if self.prompt_style not in (None, AUTO):
+            as_style(self.prompt_style)
         super().__post_init__()
         if self._loaded is not None:
             check_params(self._loaded, GenerationParams(**self.params))
@@ -213,8 +221,21 @@ class Task(Step):
             answers = _completed(outcomes)
 
     def _request(self, messages: ChatType, input: Row, seed: int | None) -> Request:
-        fields = self.request_fields(input)
-        return Request(as_messages(messages), self._params(seed, self.num_generations), **fields)
+        return self.request(messages, self._params(seed, self.num_generations), **self.request_fields(input))
+
+    def request(self, messages: ChatType, params: GenerationParams | None = None, **fields: Any) -> Request:
+        """A request of this task, for `rounds_before`: in its prompt style, and with its parameters."""
+        fields = {"prompt_style": self.prompt_style, **fields}
+        return Request(as_messages(messages), params or GenerationParams(), **fields)
+
+    def constraint(self, kind: Kind, value: Any) -> dict[str, Any]:
+        """The field of a request that keeps a text to a schema or to choices, where the model's backend can."""
+        if not isinstance(self.model, BackendLLM) or kind not in self.model.capabilities.structured:
+            return {}
+        if kind == "choice" and self.prompt_style is not None:
+            lead = as_style(self.prompt_style, self.model.model_name).response_lead
+            value = [lead + choice for choice in value]
+        return {"constraint": Constraint.of(**{kind: value})}
 
     def _params(self, seed: int | None, n: int) -> GenerationParams:
         given = GenerationParams(**self.params)

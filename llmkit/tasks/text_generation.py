@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.errors import InvalidRequest, ParameterError
+from llmkit.errors import ParameterError
+from llmkit.tasks.messages import system_message, user_message
 from llmkit.tasks.step import Columns, Row
 from llmkit.tasks.task import ChatType, Task
 from llmkit.tasks.template import template
@@ -59,19 +60,3 @@ class TextGeneration(Task):
 
     def _instruction(self, input: Row) -> object:
         return input["instruction"] if self.template is None else template(self.template).render(input)
-
-
-def system_message(text: str | None) -> ChatType:
-    """A list of one system message, or of none."""
-    return [{"role": "system", "content": text}] if text else []
-
-
-def user_message(text: object) -> dict[str, str]:
-    """A user's message.
-
-    Raises:
-        InvalidRequest: the text is not a string, or empty.
-    """
-    if not isinstance(text, str) or not text:
-        raise InvalidRequest(f"an instruction must be a non-empty string, got {text!r}")
-    return {"role": "user", "content": text}
