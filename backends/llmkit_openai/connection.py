@@ -75,27 +75,23 @@ class Connection:
         """
         async with self._slots:
             response = await self._accepted(f"{self._url}/{path}", body)
+            reader, pieces = EventReader(), response.aiter_bytes()
             try:
-                async for data in self._read(response):
-                    yield self._key.hidden_in(data)
+                async for piece in pieces:
+                    for data in reader.feed(piece):
+                        if data == _DONE:
+                            await _drained(pieces)
+                            return
+                        yield self._key.hidden_in(data)
+                for data in reader.end():
+                    if data != _DONE:
+                        yield self._key.hidden_in(data)
             except httpx.TimeoutException as error:
                 raise GenerationError(self._silent()) from error
             except (httpx.TransportError, httpx.DecodingError) as error:
                 raise GenerationError(f"the connection to {self._url} was lost: {_described(error)}") from error
             finally:
                 await response.aclose()
-
-    async def _read(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        reader, pieces = EventReader(), response.aiter_bytes()
-        async for piece in pieces:
-            for data in reader.feed(piece):
-                if data == _DONE:
-                    await _drained(pieces)
-                    return
-                yield data
-        for data in reader.end():
-            if data != _DONE:
-                yield data
 
     async def _accepted(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
         """The answer whose stream begins; until then, and never after, a failure that may pass is tried again."""

@@ -9,7 +9,6 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 # A CR at the end of a piece may be the first half of a CR LF.
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
@@ -24,19 +23,22 @@ class EventReader:
         self._data: list[bytes] = []
         self._at_start = True
 
-    def feed(self, piece: bytes) -> Iterator[bytes]:
+    def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that this piece completes."""
         *lines, self._rest = _LINE_END.split(self._rest + piece)
+        events: list[bytes] = []
         for line in lines:
             if self._at_start:
                 line, self._at_start = line.removeprefix(_BYTE_ORDER_MARK), False
-            if not line:
-                yield from self.end()
-            elif line.startswith(b"data:"):
+            if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
+            elif not line:
+                events += self.end()
+        return events
 
-    def end(self) -> Iterator[bytes]:
+    def end(self) -> list[bytes]:
         """The event whose lines are whole but not followed by an empty one, as some servers end their stream."""
-        if self._data:
-            data, self._data = b"\n".join(self._data), []
-            yield data
+        if not self._data:
+            return []
+        data, self._data = b"\n".join(self._data), []
+        return [data]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from llmkit.errors import ModelClosed
 
@@ -46,12 +46,12 @@ class LoopThread:
         Raises:
             ModelClosed: `close` was called.
         """
-        queue = SimpleQueue[tuple[T] | None]()
-        produced = self._submit(produce(lambda item: queue.put((item,))))
+        queue = SimpleQueue[list[T] | None]()
+        produced = self._submit(produce(_Outbox(queue.put).put))
         produced.add_done_callback(lambda _: queue.put(None))
         try:
-            while (item := queue.get()) is not None:
-                yield item[0]
+            while (items := queue.get()) is not None:
+                yield from items
             self._check(produced)
         finally:
             produced.cancel()
@@ -62,18 +62,19 @@ class LoopThread:
         Raises:
             ModelClosed: `close` was called.
         """
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[T] | None]()
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[list[T] | None]()
 
-        def put(item: tuple[T] | None) -> None:
+        def send(items: list[T] | None) -> None:
             # A loop that is closed has no reader any more.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+                loop.call_soon_threadsafe(queue.put_nowait, items)
 
-        produced = self._submit(produce(lambda item: put((item,))))
-        produced.add_done_callback(lambda _: put(None))
+        produced = self._submit(produce(_Outbox(send).put))
+        produced.add_done_callback(lambda _: send(None))
         try:
-            while (item := await queue.get()) is not None:
-                yield item[0]
+            while (items := await queue.get()) is not None:
+                for item in items:
+                    yield item
             self._check(produced)
         finally:
             produced.cancel()
@@ -123,3 +124,20 @@ class LoopThread:
             produced.result()
         except CancelledError:
             raise ModelClosed(self._name) from None
+
+
+class _Outbox(Generic[T]):
+    """Items on their way to another thread, which is woken once a turn of the loop rather than for each of them."""
+
+    def __init__(self, send: Callable[[list[T]], None]) -> None:
+        self._send = send
+        self._items: list[T] = []
+
+    def put(self, item: T) -> None:
+        if not self._items:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._items.append(item)
+
+    def _flush(self) -> None:
+        items, self._items = self._items, []
+        self._send(items)
