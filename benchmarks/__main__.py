@@ -15,12 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.measure import Row
+from benchmarks.openai_overhead import openai_overhead
 from benchmarks.overhead import overhead
 from benchmarks.report import machine, print_table, write_json, write_page
 from benchmarks.startup import startup
 
 ROOT = Path(__file__).parent.parent
-WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {"startup": startup, "overhead": overhead}
+WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {
+    "startup": startup,
+    "overhead": overhead,
+    "openai": openai_overhead,
+}
 
 
 def main() -> None:
