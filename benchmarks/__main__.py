@@ -14,16 +14,20 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks.llama_cpp import llama_cpp_loop
 from benchmarks.measure import Row
 from benchmarks.openai_overhead import openai_overhead
 from benchmarks.overhead import overhead
 from benchmarks.report import machine, print_table, write_json, write_page
 from benchmarks.startup import startup
+from benchmarks.structured import structured
 
 ROOT = Path(__file__).parent.parent
 WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {
     "startup": startup,
     "overhead": overhead,
+    "structured": structured,
+    "llama_cpp": llama_cpp_loop,
     "openai": openai_overhead,
 }
 

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from threading import Event, Lock
 from typing import Any
 
-from llmkit.params import GenerationParams
-from llmkit.text import OutputText
-from llmkit.types import Chunk, TokenLogprob
+from llmkit.types import Chunk, Request, TokenLogprob
+from llmkit_llama_cpp.choices import Decode, NewChoice, new_choice
 from llmkit_llama_cpp.context import N_BATCH, Context, Logits
 from llmkit_llama_cpp.sampling import ChoiceSampler
 
 Emit = Callable[[Chunk], None]
-Decode = Callable[[Sequence[int]], str]
 _SEQUENCE = 0
 
 
@@ -42,20 +40,16 @@ class Alone:
         self._context: Context | None = None
         self._adapter: Any = None
 
-    def run(self, index: int, prompt: Sequence[int], params: GenerationParams, emit: Emit, cancelled: Event) -> None:
+    def run(self, index: int, request: Request, emit: Emit, cancelled: Event) -> None:
         """Generate all choices of a request, one after another; ends early once cancelled."""
+        prompt = request.prompt_ids or ()
         emit(Chunk(index, prompt_tokens=len(prompt)))
         first = self._read_prompt(prompt, cancelled)
-        for choice in range(params.n):
+        for choice in range(request.params.n):
             if choice and not self._opened().cut(_SEQUENCE, len(prompt)):
                 first = self._read_prompt(prompt, cancelled)
-            if first is None:
-                return
-            sampler = ChoiceSampler(params, choice, prompt)
-            text = OutputText(
-                self._decode, stops=params.stop_strings, eos_ids=params.eos_token_ids, max_tokens=params.max_tokens or 1
-            )
-            self._continue(index, first, sampler, text, emit, cancelled)
+            if first is not None:
+                self._continue(index, first, new_choice(request, choice, self._decode), emit, cancelled)
 
     def use_adapter(self, handle: Any) -> None:
         """Compute with an adapter from now on, or without one."""
@@ -63,9 +57,8 @@ class Alone:
         if self._context is not None:
             self._context.use_adapter(handle)
 
-    def _continue(
-        self, index: int, logits: Logits, sampler: ChoiceSampler, text: OutputText, emit: Emit, cancelled: Event
-    ) -> None:
+    def _continue(self, index: int, logits: Logits, choice: NewChoice, emit: Emit, cancelled: Event) -> None:
+        sampler, text = choice.sampler, choice.text
         while not cancelled.is_set():
             token_id = sampler.choose(logits, int(logits.argmax()))
             piece, logprobs = text.feed(token_id), self._logprobs(sampler)

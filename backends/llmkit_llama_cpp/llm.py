@@ -25,6 +25,7 @@ from llmkit.params import GenerationParams
 from llmkit.registry import EMBEDDED_MODEL
 from llmkit.resources import format_bytes
 from llmkit.specs import BEAM_ONLY
+from llmkit.structured import KINDS, Constraint, Guide, Guides
 from llmkit.types import Chunk, Request
 from llmkit.wire import GPTTask
 from llmkit_llama_cpp.context import N_BATCH
@@ -62,6 +63,7 @@ class LlamaCppLLM(BackendLLM):
         streaming=True,
         batching=True,
         tools=True,
+        structured=frozenset(KINDS),
         reproducible="alone",
     )
 
@@ -99,7 +101,7 @@ class LlamaCppLLM(BackendLLM):
             raise
         self._files, self._sizes, self._its_params, self._adapter = files, its_sizes, its_params, adapter
         self._model: GGUFModel | None = model
-        self._encoder, self._routes = encoder, routes
+        self._encoder, self._routes, self._guides = encoder, routes, Guides(model.guide_tokenizer)
         # A model that is dropped without close() ends its threads, too.
         self._end_routes = weakref.finalize(self, routes.close)
         self._forget_identity("_digests", "fingerprint")
@@ -203,6 +205,9 @@ class LlamaCppLLM(BackendLLM):
         if bos is not None and bos >= model.n_vocabulary:
             raise ParameterError(f"bos_token_id must be below the vocabulary's size of {model.n_vocabulary}, got {bos}")
         return self._encoder.encode(request)
+
+    def _compile(self, constraint: Constraint) -> Guide:
+        return self._guides.get(constraint)
 
     def _num_tokens(self, text: str) -> int:
         """Tokens of a text by the model's own vocabulary, special tokens not counted."""

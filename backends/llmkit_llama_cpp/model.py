@@ -8,13 +8,17 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import llama_cpp
 
 from llmkit.errors import ModelClosed, ModelInvalid
+from llmkit.structured.grammars import llguidance
 from llmkit_llama_cpp.files import ModelFiles
 from llmkit_llama_cpp.log import read_problems
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _native: Any = llama_cpp
 _F16_BYTES = 2
@@ -150,6 +154,22 @@ class GGUFModel:
             if n >= 0:
                 return buffer.raw[:n]
             n_room = -n
+
+    def guide_tokenizer(self) -> LLTokenizer:
+        """The vocabulary as llguidance sees it, for structured output; about a second for a large one.
+
+        Raises:
+            ExtraUnavailable: llguidance is not installed.
+            ModelClosed: the model was closed.
+        """
+        llguidance()
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        # Any special token can stand for the end; the tokens that do end a text are those of each request.
+        end = next((token for kind in ("eos", "bos", "pad") if (token := self.special(kind)) is not None), 0)
+        with self._using:
+            self._check_open()
+            return lltokenizer_from_vocab(self._vocabulary, self.n_vocabulary, end)
 
     # --- adapters and the end ---------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, Literal, cast
 
 import psutil
@@ -19,9 +19,9 @@ from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
 from llmkit.own_thread import OwnThread
 from llmkit.resources import format_bytes
-from llmkit.text import OutputText
 from llmkit.types import Chunk, Request, TokenLogprob
-from llmkit_llama_cpp.alone import Alone, Emit
+from llmkit_llama_cpp.alone import Alone
+from llmkit_llama_cpp.choices import new_choice
 from llmkit_llama_cpp.context import MAX_SEQUENCES, N_BATCH, Context
 from llmkit_llama_cpp.encoding import PromptEncoder
 from llmkit_llama_cpp.model import GGUFModel
@@ -95,7 +95,7 @@ class Routes:
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
         for index, request in others:
-            yield from self._thread.chunks(partial(self._run_alone, index, request))
+            yield from self._thread.chunks(partial(self._alone.run, index, request))
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop."""
@@ -137,19 +137,14 @@ class Routes:
         return request.params.n * self._runner.bytes_for(n_tokens) <= self._sizes.n_bytes
 
     def _engine_request(self, request: Request) -> EngineRequest:
-        params, prompt = request.params, request.prompt_ids or ()
-        choices, max_tokens = range(params.n), params.max_tokens or 1
-        ends: dict[str, Any] = {"stops": params.stop_strings, "eos_ids": params.eos_token_ids, "max_tokens": max_tokens}
+        choices = [new_choice(request, choice, self._encoder.decode) for choice in range(request.params.n)]
         return EngineRequest(
-            prompt_ids=prompt,
-            samplers=[ChoiceSampler(params, choice, prompt) for choice in choices],
-            outputs=[OutputText(self._encoder.decode, **ends) for _ in choices],
+            prompt_ids=request.prompt_ids or (),
+            samplers=[choice.sampler for choice in choices],
+            outputs=[choice.text for choice in choices],
             reproducible=False,
-            max_tokens=max_tokens,
+            max_tokens=request.params.max_tokens or 1,
         )
-
-    def _run_alone(self, index: int, request: Request, emit: Emit, cancelled: Event) -> None:
-        self._alone.run(index, request.prompt_ids or (), request.params, emit, cancelled)
 
     def _context(self, n_cells: int, n_sequences: int) -> Context:
         """A context, if there is memory for it; llama.cpp would find out too late.
@@ -166,7 +161,11 @@ class Routes:
 
     def _make_engine(self) -> Engine:
         return Engine(
-            self._runner, kv_budget_bytes=self._sizes.n_bytes, tokens_per_step=N_BATCH, max_running=MAX_RUNNING
+            self._runner,
+            kv_budget_bytes=self._sizes.n_bytes,
+            tokens_per_step=N_BATCH,
+            max_running=MAX_RUNNING,
+            max_cached_bytes=self._runner.bytes_for(self._sizes.window),
         )
 
     def _newest_of(self, delta: Delta) -> tuple[TokenLogprob, ...] | None:

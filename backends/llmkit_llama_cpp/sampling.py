@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llmkit.noise import uniform
 from llmkit.params import GenerationParams
+from llmkit.structured import Matcher
 from llmkit_llama_cpp.context import Logits
 
 Ids = npt.NDArray[np.int64]
@@ -62,6 +63,7 @@ class ChoiceSampler:
         params: resolved parameters; a seed is set where they sample.
         choice: index of the choice within its request.
         context: tokens of the prompt, which the repetition penalty counts too.
+        matcher: where the choice stands in what its text must be; advanced with every token.
 
     Attributes:
         chosen: this choice's tokens so far.
@@ -71,13 +73,14 @@ class ChoiceSampler:
     params: GenerationParams
     choice: int
     context: Sequence[int]
+    matcher: Matcher | None = None
     chosen: list[int] = field(default_factory=list[int])
     scored: deque[ScoredToken] = field(default_factory=deque[ScoredToken])
     is_plain_greedy: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        params = self.params
-        self.is_plain_greedy = not params.do_sample and params.logprobs is None and not has_penalties(params)
+        plain = self.matcher is None and self.params.logprobs is None
+        self.is_plain_greedy = plain and not self.params.do_sample and not has_penalties(self.params)
 
     def choose(self, logits: Logits, likeliest: int) -> int:
         """The next token.
@@ -91,15 +94,30 @@ class ChoiceSampler:
         return token_id
 
     def _chosen_from(self, logits: Logits) -> int:
+        if self.matcher is not None:
+            logits = only_allowed(logits, self.matcher)
         candidates = filtered(penalised(logits, self.context, self.chosen, self.params), self.params)
         if self.params.do_sample:
             number = uniform(self.params.seed or 0, self.choice, len(self.chosen))
             token_id = drawn(candidates, number)
         else:
             token_id = int(candidates.ids[candidates.scores.argmax()])
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
         if self.params.logprobs is not None:
             self.scored.append(scored(candidates, token_id, self.params.logprobs))
         return token_id
+
+
+def only_allowed(logits: Logits, matcher: Matcher) -> Logits:
+    """Logits in which tokens that may not come next are minus infinity.
+
+    Args:
+        logits: `(V,)` float32, unnormalised; not changed.
+        matcher: where the text stands.
+    """
+    bits = np.unpackbits(np.frombuffer(matcher.mask(), np.uint8), bitorder="little", count=len(logits))
+    return np.where(bits.view(np.bool_), logits, np.float32(-np.inf))
 
 
 def has_penalties(params: GenerationParams) -> bool:
@@ -205,8 +223,8 @@ def drawn(candidates: Candidates, number: float) -> int:
         number: in [0, 1).
     """
     probabilities = candidates.probabilities.astype(np.float64)
-    cumulated: npt.NDArray[np.float64] = probabilities.cumsum()
-    index = int(cumulated.searchsorted(cumulated[-1] * number, side="right"))
+    cumulated: npt.NDArray[np.float64] = probabilities.cumsum(dtype=np.float64)
+    index = int(np.searchsorted(cumulated, float(cumulated[-1]) * number, side="right"))
     # Rounding may land past the last token that has any probability.
     return int(candidates.ids[min(index, int(probabilities.nonzero()[0][-1]))])
 

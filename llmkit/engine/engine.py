@@ -59,6 +59,7 @@ class Engine:
         tokens_per_step: tokens that a step may read, at least 2.
         max_running: sequences that may run at once.
         block_hash: hashes a block of tokens onto the chain before it.
+        max_cached_bytes: what the part of them that is kept for requests to come may take; all of it by default.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Engine:
         tokens_per_step: int = 512,
         max_running: int = 64,
         block_hash: BlockHash = hash_block,
+        max_cached_bytes: int | None = None,
     ) -> None:
         self._runner = runner
-        self._memory = KVMemory(runner, kv_budget_bytes, block_hash)
+        self._memory = KVMemory(runner, kv_budget_bytes, block_hash, max_cached_bytes)
         self._scheduler = Scheduler(tokens_per_step, max_running)
         self._n_started = 0
 

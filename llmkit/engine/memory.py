@@ -24,6 +24,7 @@ class KVMemory:
         runner: allocates and frees.
         budget_bytes: what live, promised and cached bytes may be together.
         block_hash: hashes a block of tokens onto the chain before it.
+        max_cached_bytes: what idle prefixes may be together, for runners on which they slow others down.
 
     Attributes:
         cache: all prefixes, live and idle.
@@ -33,8 +34,15 @@ class KVMemory:
         hit_tokens: tokens of prompts that did not have to be read again.
     """
 
-    def __init__(self, runner: ModelRunner, budget_bytes: int, block_hash: BlockHash = hash_block) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        budget_bytes: int,
+        block_hash: BlockHash = hash_block,
+        max_cached_bytes: int | None = None,
+    ) -> None:
         self._runner = runner
+        self._max_cached_bytes = budget_bytes if max_cached_bytes is None else max_cached_bytes
         self.budget_bytes = budget_bytes
         self.cache = PrefixCache(block_hash)
         self.live: dict[Prefix, int] = {}
@@ -105,6 +113,7 @@ class KVMemory:
         del self.live[prefix]
         self.cache.idle[prefix] = prefix.keys_values.n_bytes
         self.cached_bytes += self.cache.idle[prefix]
+        self._evict_to(self._max_cached_bytes)
 
     def discard(self, prefix: Prefix) -> None:
         """Free a prefix, live or idle."""
@@ -166,9 +175,12 @@ class KVMemory:
         return prefix
 
     def _make_room(self, request: EngineRequest) -> None:
-        """Evict idle prefixes, the least recently used first, until the request fits beside what is left."""
-        room = self.budget_bytes - self.reserved_bytes - self.bytes_each(request) * request.n_choices
+        """Evict idle prefixes until the request fits beside what is left."""
+        self._evict_to(self.budget_bytes - self.reserved_bytes - self.bytes_each(request) * request.n_choices)
+
+    def _evict_to(self, n_bytes: int) -> None:
+        """Evict idle prefixes, the least recently used first, until they are no more than this."""
         for prefix in list(self.cache.idle):
-            if self.cached_bytes <= room:
+            if self.cached_bytes <= n_bytes:
                 return
             self.discard(prefix)
