@@ -119,7 +119,7 @@ class OutputText:
         stops: stop strings.
         eos_ids: tokens that end the text; they count as generated and have no text.
         max_tokens: tokens after which the text ends, or None.
-        is_whole: asked after each token whether the text is finished without an EOS, as structured output may be.
+        is_whole: asked after each token whether the text is finished even without an EOS, as structured output may be.
 
     Attributes:
         token_ids: all tokens fed so far, the EOS included.
@@ -146,12 +146,13 @@ class OutputText:
     def feed(self, token_id: int) -> str:
         """The text that became final with this token; sets `finish_reason` where it is the last one."""
         self.token_ids.append(token_id)
+        is_whole = self._is_whole is not None and self._is_whole()
         if token_id in self._eos_ids:
             return self.end("stop")
         piece = self._matcher.feed(self._detokenizer.feed(token_id))
         if self._matcher.matched is not None:
             self.finish_reason = "stop"
-        elif self._is_whole is not None and self._is_whole():
+        elif is_whole:
             piece += self.end("stop")
         elif self._max_tokens is not None and len(self.token_ids) >= self._max_tokens:
             piece += self.end("length")
