@@ -21,7 +21,7 @@ def answer_of(choice: Choice, request: Request, tokenizer: Any) -> Answer:
     if getattr(tokenizer, "response_template", None) is not None:
         return _by_template(choice.token_ids, request, tokenizer)
     # Where the marks are special tokens, the plain text has lost them.
-    if "<tool_call>" in tokenizer.all_special_tokens:
+    if any(token.special and token.content == "<tool_call>" for token in tokenizer.added_tokens_decoder.values()):
         ids = [token for token in choice.token_ids if token not in request.params.eos_token_ids]
         return read_answer(tokenizer.decode(ids, skip_special_tokens=False))
     return read_answer(choice.text)
