@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from llmkit.errors import GenerationError
 from llmkit.text import StopMatcher
-from llmkit.tools.calls import as_call
+from llmkit.tools import as_call
 from llmkit.types import Chunk, FinishReason, Request, TokenLogprob, TopLogprob, Usage
 from llmkit_openai.body import Post
 from llmkit_openai.failures import error_message
@@ -145,13 +145,14 @@ class _ChoiceReader:
         self._at, self._index, self._n_top = at, index, request.params.logprobs
         self._matcher = StopMatcher(request.params.stop_strings)
         self._calls: dict[int, dict[str, str]] = {}
-        self._has_logprobs = False
+        self._has_text = self._has_logprobs = False
         self.finished = False
 
     def chunk(self, choice: _Choice) -> Chunk | None:
         """What an event adds to this choice; nothing once it is finished."""
         if self.finished:
             return None
+        self._has_text |= bool(choice.new_text)
         text = self._matcher.feed(choice.new_text)
         reason = "stop" if self._matcher.matched is not None else _reason(choice.finish_reason)
         logprobs = self._logprobs(choice)
@@ -163,7 +164,7 @@ class _ChoiceReader:
 
     def _last(self, text: str, reason: FinishReason, logprobs: tuple[TokenLogprob, ...] | None) -> Chunk:
         self.finished = True
-        if text and self._n_top is not None and not self._has_logprobs:
+        if self._has_text and self._n_top is not None and not self._has_logprobs:
             raise GenerationError("logprobs were asked for, and the server sent none")
         calls = tuple(as_call({"id": call["id"], "function": call}) for _, call in sorted(self._calls.items()))
         # Some servers end a call like a text.

@@ -46,7 +46,7 @@ class ConnectionOptions:
 
 
 class Connection:
-    """The way to one server. Use it on one event loop only; create and show it anywhere."""
+    """The way to one server. It is used on one event loop, and may be made outside of it."""
 
     def __init__(self, address: Address, key: Key, options: ConnectionOptions) -> None:
         self._url, self._key, self._options = address.base_url, key, options

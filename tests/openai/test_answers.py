@@ -149,7 +149,8 @@ def test_logprobs_that_do_not_fit_the_tokens_are_malformed() -> None:
 
 def test_logprobs_that_were_asked_for_and_do_not_come_are_missed() -> None:
     with pytest.raises(GenerationError, match="logprobs were asked for, and the server sent none"):
-        read(reader(logprobs=1), delta("a"), delta("b", finish="stop"))
+        read(reader(logprobs=1), delta("a"), delta(finish="stop"))
+    assert read(reader(logprobs=1), delta(finish="stop"))[0].logprobs is None
 
 
 def test_calls_come_in_pieces_and_are_given_whole() -> None:

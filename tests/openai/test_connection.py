@@ -54,11 +54,21 @@ def test_the_scripted_server_is_a_server_to_others_too(server: ScriptedServer) -
         [delta("é😀").replace(b"\n", b"\r\n"), delta(finish="stop").replace(b"\n", b"\r\n"), DONE],
         [b": ping\n\n", delta("é😀"), b": ping\n\n", delta(finish="stop")],
         [delta("é😀", finish="stop")],
-        [delta("é"), delta("😀"), delta(finish="stop").rstrip()[:-1], b"}"[:1], b"\n"],
+        [delta("é😀", finish="stop"), b"data: [DONE]\n"],
+        [delta("é"), delta("😀"), delta(finish="stop").rstrip() + b"\n"],
         [bytes([byte]) for byte in delta("é😀") + delta(finish="stop") + DONE],
         [0.05, delta("é😀"), 0.05, delta(finish="stop"), 0.05, DONE],
     ],
-    ids=["plain", "crlf", "comments, no done", "one event", "no last empty line", "byte by byte", "slow"],
+    ids=[
+        "plain",
+        "crlf",
+        "comments, no done",
+        "one event",
+        "done in half",
+        "no last empty line",
+        "byte by byte",
+        "slow",
+    ],
 )
 def test_text_is_whole(server: ScriptedServer, load: Load, pieces: list[bytes | float | str]) -> None:
     server.answers = [Answer(pieces)]
@@ -102,6 +112,14 @@ def test_retry_after_is_waited_for(server: ScriptedServer, load: Load) -> None:
     server.answers = [refusing(429, Retry_After="0.6"), saying("ok")]
     assert load().run("Hi") == "ok"
     assert server.requests[1].at_s - server.requests[0].at_s >= 0.6
+
+
+def test_those_who_are_refused_together_do_not_come_back_together(server: ScriptedServer, load: Load) -> None:
+    n = 12
+    server.answer_to = lambda _: refusing(429, Retry_After="0") if len(server.requests) <= n else saying("ok")
+    assert load(max_retries=9).batch_run(["Hi"] * n) == ["ok"] * n
+    again = sorted(seen.at_s for seen in server.requests[n:])
+    assert again[-1] - again[0] > 0.1
 
 
 def test_a_server_that_asks_for_too_much_patience_is_not_asked_again(server: ScriptedServer, load: Load) -> None:

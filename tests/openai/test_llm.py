@@ -211,6 +211,20 @@ def test_tool_calls_come_back_as_calls(server: ScriptedServer, load: Load) -> No
     assert server.bodies[0]["tools"][0]["function"]["name"] == "add"
 
 
+def test_a_chat_with_tools_goes_its_rounds(server: ScriptedServer, load: Load) -> None:
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    choice = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
+    server.answers = [Answer([event({"choices": [choice]}), DONE]), saying("3")]
+    assert load().chat("What is 1 + 2?", tools=[add]) == "3"
+    _, asked, answered = server.bodies[1]["messages"]
+    assert asked["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1, "b": 2}'}
+    assert (answered["role"], answered["content"], answered["tool_call_id"]) == ("tool", "3", "c1")
+
+
 def test_a_schema_goes_to_the_server_and_its_text_is_parsed(server: ScriptedServer, load: Load) -> None:
     server.answers = [saying('{"name":', ' "Paris"}')]
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
