@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import Any, cast
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +29,12 @@ from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
 """Matrix kernels treat the rows beyond a multiple of four differently, so reproducible steps have none."""
+
+_PACKED_SHARE = 0.2
+"""The part of the free memory that this copy may take."""
+
+_MANY = 4
+"""Sequences in a step from which a second copy of the weights, in another layout, pays."""
 
 
 @dataclass(slots=True)
@@ -118,7 +126,7 @@ class FlatRunner:
             self._lock,
             torch.inference_mode(),
             attending_flat(self._model),
-            reproducible_numerics(reproducible),
+            reproducible_numerics(reproducible, packed=len(slices) >= _MANY and self._may_pack),
         ):
             rows = _Rows(slices, self._stacks, self._model.device)
             with flat_attention.running(FlatStep(rows.pieces, rows.stacks, reproducible)) as self.last_step:
@@ -134,6 +142,11 @@ class FlatRunner:
             use_cache=False,
         )
         return output.logits[0]
+
+    @cached_property
+    def _may_pack(self) -> bool:
+        """Whether a second copy of the weights leaves most of the memory free; asked when it would first be of use."""
+        return self._model.get_memory_footprint() <= psutil.virtual_memory().available * _PACKED_SHARE
 
     def close(self) -> None:
         """Nothing is held here; buffers are freed one by one."""
