@@ -16,7 +16,7 @@ import llama_cpp
 
 _native: Any = llama_cpp
 SILENT = logging.CRITICAL + 10
-_WARNING, _ERROR = 2, 3  # ggml_log_level; a line that goes on with the one before has another
+_WARNING, _ERROR = 3, 4  # ggml_log_level; a line that goes on with the one before has another
 _reading = threading.Lock()
 _logger = logging.getLogger("llama-cpp-python")
 # llama-cpp-python prints every line at or above its logger's level to stderr, and a new logger has level 0.

@@ -1,0 +1,26 @@
+"""The embedded GGUF, loaded once; nothing is collected where llama-cpp-python is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+collect_ignore_glob = ["test_*.py"] if find_spec("llama_cpp") is None else []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/llama_cpp/" in item.path.as_posix():
+            item.add_marker(pytest.mark.llama_cpp)
+
+
+@pytest.fixture(scope="package")
+def llm() -> Iterator[Any]:
+    """The embedded model, shared by all tests that do not change it."""
+    from llmkit_llama_cpp import LlamaCppLLM
+
+    with LlamaCppLLM(n_threads=1) as shared:
+        yield shared
