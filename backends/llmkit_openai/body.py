@@ -72,7 +72,8 @@ class BodyWriter:
             UnsupportedFeature: the server cannot be asked for this.
         """
         n = request.params.n
-        if self.kind.gives_n or n == 1:
+        # vLLM refuses several greedy choices in one request.
+        if n == 1 or (self.kind.gives_n and request.params.do_sample):
             return [Post(index, range(n), *self._written(request, request.params.seed, n))]
         return [
             Post(index, range(choice, choice + 1), *self._written(request, _seed_of(request.params.seed, choice), 1))

@@ -81,15 +81,17 @@ KINDS: Mapping[str, ServerKind] = {
         structured=AS_STRUCTURED_OUTPUTS,
         structured_raw=True,
     ),
+    # Its penalties count the prompt, as `repetition_penalty` does, and as OpenAI's other two do not.
     "llama-server": ServerKind(
         fields={
-            **_API,
+            **{name: its for name, its in _API.items() if name not in ("frequency_penalty", "presence_penalty")},
             "top_k": "top_k",
             "min_p": "min_p",
             "typical_p": "typical_p",
             "repetition_penalty": "repeat_penalty",
         },
         neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0},
+        fixed={"repeat_last_n": -1},
         template_args=True,
     ),
     # Its `repeat_penalty`, 1.1 unless something else is said, overlooks the prompt, so it is not ours.

@@ -79,7 +79,7 @@ def test_sampling_leaves_nothing_to_the_servers_defaults() -> None:
         ("vllm", {"top_k": 5, "min_p": 0.1}, {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0}),
         ("vllm", {"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ("llama-server", {"typical_p": 0.9}, {"typical_p": 0.9, "repeat_penalty": 1.0}),
-        ("llama-server", {"repetition_penalty": 1.2}, {"repeat_penalty": 1.2}),
+        ("llama-server", {"repetition_penalty": 1.2}, {"repeat_penalty": 1.2, "repeat_last_n": -1}),
     ],
 )
 def test_parameters_have_the_servers_names(kind: str, given: dict[str, Any], sent: dict[str, Any]) -> None:
@@ -104,6 +104,10 @@ def test_transformers_gets_its_parameters_in_one_string() -> None:
 def test_several_choices_are_one_post_where_the_server_gives_them(kind: str) -> None:
     (post,) = posts(kind, n=3, temperature=1.0, seed=1)
     assert (post.body["n"], post.choices) == (3, range(3))
+
+
+def test_several_greedy_choices_are_several_posts_everywhere() -> None:
+    assert [post.choices for post in posts("vllm", n=2)] == [range(0, 1), range(1, 2)]
 
 
 def test_several_choices_are_several_posts_elsewhere_each_with_its_own_seed() -> None:
