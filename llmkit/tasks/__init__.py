@@ -4,6 +4,7 @@
 """
 
 from llmkit.tasks.chat_generation import ChatGeneration
+from llmkit.tasks.endpoints import InferenceEndpointsLLM
 from llmkit.tasks.entailment import Entailment
 from llmkit.tasks.few_shot import FewShot
 from llmkit.tasks.metadata import METADATA, failure
@@ -24,6 +25,7 @@ __all__ = [
     "Columns",
     "Entailment",
     "FewShot",
+    "InferenceEndpointsLLM",
     "PairwiseJudge",
     "QuestionAnswering",
     "Row",

@@ -314,9 +314,9 @@ class Task(Step):
     def _check_inputs(self, row: Row) -> None:
         for name in self._required_inputs:
             if row.get(name) is None:
-                column = self.input_mappings.get(name, name)
+                column, found = self.input_mappings.get(name, name), self._as_shown(row)
                 raise InvalidRequest(
-                    f"a row must have {column!r}, got the columns {', '.join(map(repr, row)) or 'none'}"
+                    f"a row must have {column!r}, got the columns {', '.join(map(repr, found)) or 'none'}"
                 )
 
     def _check_new_columns(self, rows: Sequence[Row]) -> None:
