@@ -162,14 +162,19 @@ class GGUFModel:
             ExtraUnavailable: llguidance is not installed.
             ModelClosed: the model was closed.
         """
-        llguidance()
-        from llguidance.llamacpp import lltokenizer_from_vocab
-
+        library = llguidance()
         # Any special token can stand for the end; the tokens that do end a text are those of each request.
         end = next((token for kind in ("eos", "bos", "pad") if (token := self.special(kind)) is not None), 0)
-        with self._using:
-            self._check_open()
-            return lltokenizer_from_vocab(self._vocabulary, self.n_vocabulary, end)
+        spellings = [self._marked_spelling(token_id) for token_id in range(self.n_vocabulary)]
+        tokenize = ctypes.cast(_native.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value
+        return library.LLTokenizer.from_llamacpp(
+            tokens=spellings, vocab_ptr=self._vocabulary, tokenize_fptr=tokenize, eos_token=end
+        )
+
+    def _marked_spelling(self, token_id: int) -> bytes:
+        """A token's bytes; llguidance wants 0xff before those that are no text."""
+        is_control = _native.llama_vocab_get_attr(self._vocabulary, token_id) & _native.LLAMA_TOKEN_ATTR_CONTROL
+        return (b"\xff" if is_control else b"") + self.spelling(token_id)
 
     # --- adapters and the end ---------------------------------------------------------------------------------------
 
