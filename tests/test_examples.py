@@ -24,6 +24,16 @@ PRINTED = {
         "Translate to French: Good morning -> Bonjour\n"
         "equal to single runs: True\n"
     ),
+    "structured.py": (
+        "City\n"
+        "contradiction\n"
+        "The capital of France is Paris.\n"
+        "too few tokens: True\n"
+        'the schema cannot be used: Unimplemented keys: ["uniqueItems"]\n'
+    ),
+    "tools.py": (
+        "weather {'city': 'Rome', 'days': 2} None\n{\"Rome\":[20,21]}\n['user', 'assistant', 'tool', 'assistant']\n"
+    ),
     "errors.py": (
         "ParameterError: top_p must be in (0, 1], got 1.7\n"
         "UnknownParameter: unknown parameter 'max_token'; did you mean 'max_tokens'?\n"
