@@ -2,7 +2,7 @@
 
     python -m benchmarks                    all of them: a table, and build/bench/results.json
     python -m benchmarks startup            one of them
-    python -m benchmarks --page             also write the table of docs/benchmarks.md
+    python -m benchmarks --page             also write the table, the JSON and the plot of docs/benchmarks.md
 
 A workload is a function that returns rows; adding one here is all that it takes. Timings mean something on a machine
 that does nothing else.
@@ -18,6 +18,7 @@ from benchmarks.llama_cpp import llama_cpp_loop
 from benchmarks.measure import Row
 from benchmarks.openai_overhead import openai_overhead
 from benchmarks.overhead import overhead
+from benchmarks.pipeline import pipeline
 from benchmarks.report import machine, print_table, write_json, write_page
 from benchmarks.startup import startup
 from benchmarks.structured import structured
@@ -29,6 +30,7 @@ WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {
     "structured": structured,
     "llama_cpp": llama_cpp_loop,
     "openai": openai_overhead,
+    "pipeline": pipeline,
 }
 
 
@@ -36,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="llmkit against what it wraps.")
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; all by default")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench" / "results.json", metavar="FILE")
-    parser.add_argument("--page", action="store_true", help="write the table of docs/benchmarks.md")
+    parser.add_argument("--page", action="store_true", help="write what docs/benchmarks.md shows")
     options = parser.parse_args()
     unknown = set(options.workloads) - set(WORKLOADS)
     if unknown:
@@ -45,8 +47,12 @@ def main() -> None:
     rows = [row for name in options.workloads or WORKLOADS for row in WORKLOADS[name]()]
     print_table(rows, facts)
     write_json(options.json, rows, facts)
+    write_plot(options.json.with_suffix(".png"), rows)
     if options.page:
-        write_page(ROOT / "docs" / "benchmarks.md", rows, facts)
+        docs = ROOT / "docs"
+        write_page(docs / "benchmarks.md", rows, facts)
+        write_json(docs / "assets" / "benchmarks.json", rows, facts)
+        write_plot(docs / "assets" / "benchmarks.png", rows)
 
 
 if __name__ == "__main__":
