@@ -30,6 +30,9 @@ class Journal:
     Args:
         path: the file; made where it is missing, with its folder.
 
+    Attributes:
+        was_empty: nothing had been recorded when it was opened, so a run need not look for what it has not made itself.
+
     Raises:
         PipelineError: the file is no journal, is damaged, is of a newer version, or another run has it open.
     """
@@ -41,17 +44,13 @@ class Journal:
         self._database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
             self._open()
+            self.was_empty = self._database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise PipelineError(_reason(self.path, error)) from error
         except PipelineError:
             self._database.close()
             raise
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was ever recorded."""
-        return self._database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
 
     def find(self, ids: Sequence[bytes]) -> dict[bytes, str]:
         """The recorded rows of those ids that are known, as JSON lists."""

@@ -18,6 +18,8 @@ from llmkit.errors import PipelineError
 Row: TypeAlias = dict[str, Any]
 
 KEY_BYTES = 16
+# One encoder for all rows: `json.dumps` would make one for each.
+_encoded = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
 _SEED_BYTES = 6  # 48 bits: exact in every JSON reader, and enough that rows hardly ever share one
 
 
@@ -52,7 +54,7 @@ def digest(data: bytes) -> bytes:
 
 def _canonical(row: Row) -> str:
     try:
-        return json.dumps(row, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return _encoded(row)
     except (TypeError, ValueError) as error:
         what = "a row must hold what JSON holds (text, numbers, lists, mappings)"
         raise PipelineError(f"{what}, got {row!r}: {error}") from error

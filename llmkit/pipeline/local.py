@@ -51,7 +51,7 @@ def _advance(flow: Flow, batch: Batch, stage: Stage, journal: Journal | None, pr
     if not items:
         return
     ids, origins = stage.ids(items), stage.origins(items)
-    results = journal.find(ids) if journal is not None else {}
+    results = journal.find(ids) if journal is not None and not journal.was_empty else {}
     progress.reused += len(results)
     missing = [item for item, id in zip(items, ids, strict=True) if id not in results]
     for some in _sliced(missing, stage.step.input_batch_size):

@@ -87,7 +87,7 @@ class RayRunner:
             _check_resources(ray, pools)
             workers = importlib.import_module("llmkit.pipeline.ray_workers")
             # Workers load models, so they say what the models' signatures are; needed only to find earlier results.
-            models = workers.model_signatures(pools) if journal is not None and not journal.is_empty else None
+            models = workers.model_signatures(pools) if journal is not None and not journal.was_empty else None
             window = self.in_flight * sum(pool.n_actors for pool in pools)
             with contextlib.closing(workers.Cluster(graph, pools, keeps=journal is not None)) as cluster:
                 drive = _Drive(graph, models, journal, progress)

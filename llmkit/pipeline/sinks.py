@@ -22,6 +22,8 @@ RowSink: TypeAlias = "str | os.PathLike[str]"
 """A file by its suffix (.jsonl, .ndjson, .csv, .parquet), or a folder (no suffix) for a `datasets` dataset."""
 
 _BATCH_ROWS = 1000
+# One encoder for all rows: `json.dumps` would make one for each.
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class Sink:
@@ -93,7 +95,7 @@ def _converter(path: Path) -> Callable[[Path, Path], None] | None:
 
 def _line(row: Row) -> bytes:
     try:
-        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        return (_encoded(row) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
         return (json.dumps(row, allow_nan=False) + "\n").encode()
 

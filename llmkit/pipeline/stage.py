@@ -23,6 +23,8 @@ from llmkit.tasks.task import Task
 
 # Travels in the rows of steps that may add, drop and reorder them.
 _MARK = "__llmkit_row__"
+# One encoder for all rows: `json.dumps` would make one for each.
+_encoded = json.JSONEncoder(allow_nan=False).encode
 
 
 @dataclass(slots=True)
@@ -168,7 +170,7 @@ class Stage:
 
     def _text(self, item: Item, rows: list[Row]) -> tuple[str, bool]:
         try:
-            text = json.dumps(rows, allow_nan=False)
+            text = _encoded(rows)
         except (TypeError, ValueError) as error:
             problem = PipelineError(f"{self.name} must give what JSON holds (text, numbers, lists, mappings): {error}")
             return self._failed(item.row, problem)

@@ -18,12 +18,12 @@ IDS = [bytes([n]) * 16 for n in range(200)]
 
 def test_what_was_recorded_is_found_and_nothing_else(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "journal")
-    assert journal.is_empty
+    assert journal.was_empty
     journal.record((id, f"[{n}]") for n, id in enumerate(IDS[:150]))
-    assert not journal.is_empty
     assert journal.find(IDS) == {id: f"[{n}]" for n, id in enumerate(IDS[:150])}
     journal.close()
     journal = Journal(tmp_path / "deep" / "journal")
+    assert not journal.was_empty
     assert len(journal.find(IDS * 10)) == 150
     journal.record([(IDS[0], "[999]")])
     assert journal.find(IDS[:1]) == {IDS[0]: "[0]"}
