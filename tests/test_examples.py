@@ -34,6 +34,27 @@ PRINTED = {
     "tools.py": (
         "weather {'city': 'Rome', 'days': 2} None\n{\"Rome\":[20,21]}\n['user', 'assistant', 'tool', 'assistant']\n"
     ),
+    "pipeline.py": (
+        "flowchart LR\n"
+        "  source([rows])\n"
+        '  n0["question"]\n'
+        '  n1{"known"}\n'
+        '  n2["ask<br>TextGeneration"]\n'
+        '  n3["skip"]\n'
+        "  result([results])\n"
+        "  source --> n0\n"
+        "  n0 --> n1\n"
+        "  n1 --> n2\n"
+        "  n1 --> n3\n"
+        "  n2 --> result\n"
+        "  n3 --> result\n"
+        "\n"
+        "France -> The capital of France is Paris.\n"
+        "Peru -> The capital of Peru is Lima.\n"
+        "- -> None\n"
+        "3 rows, 6 computed, 0 reused\n"
+        "3 rows, 0 computed, 6 reused\n"
+    ),
     "errors.py": (
         "ParameterError: top_p must be in (0, 1], got 1.7\n"
         "UnknownParameter: unknown parameter 'max_token'; did you mean 'max_tokens'?\n"
