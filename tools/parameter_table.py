@@ -71,7 +71,7 @@ def tables() -> dict[Path, str]:
     backends = available_backends()
     pages = {PATH: table({name: backend_class(name).capabilities for name in backends})}
     for name in backends:
-        page = DOCS / "backends" / f"{name}.md"
+        page = DOCS / "backends" / f"{name.replace('_', '-')}.md"
         if page.exists() and BEGIN in page.read_text(encoding="utf-8"):
             pages[page] = support_table(columns(name))
     return pages
