@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from llmkit.backend import BackendLLM
 from llmkit.base import BaseLLM
@@ -102,24 +102,35 @@ def _alone(llm: BaseLLM, request: Request) -> Outcome:
 def _run(llm: BaseLLM, request: Request) -> Completion:
     """One text of a model that knows prompts alone: it is rendered, and cut at the style's stop strings, for it."""
     if request.prompt_style is None:
-        return llm.complete(request.prompt, **dict(request.params))
+        return llm.complete(request.prompt, **_overrides(request))
     style = as_style(request.prompt_style, llm.model_name)
     rendered = style.render_chat(as_messages(request.prompt), begin=False)
-    completion = llm.complete(rendered, **dict(request.params))
+    completion = llm.complete(rendered, **_overrides(request))
     ends = [at for at in map(completion.text.find, style.stop) if at >= 0]
     choice = replace(completion.choices[0], text=completion.text[: min(ends, default=None)])
     return replace(completion, choices=(choice,))
 
 
+def _overrides(request: Request) -> dict[str, Any]:
+    return {name: value for name, value in request.params if name != "num_return_sequences"}
+
+
 def _singles(request: Request) -> list[Request]:
     """The request once for each choice that it asks for; with a seed, each has a seed of its own."""
-    n, params = request.params.n, request.params.replace(num_return_sequences=None)
-    seeds = [None if params.seed is None else (params.seed + choice) % 2**64 for choice in range(n)]
+    n, params = request.params.n, request.params
+    if n == 1:
+        return [request]
+    params = params.replace(num_return_sequences=1)
+    if params.seed is None:
+        return [replace(request, params=params)] * n
+    seeds = [(params.seed + choice) % 2**64 for choice in range(n)]
     return [replace(request, params=params.replace(seed=seed)) for seed in seeds]
 
 
 def _joined(runs: Sequence[Outcome]) -> Outcome:
     """One completion of several, or the first error among them."""
+    if len(runs) == 1:
+        return runs[0]
     completions: list[Completion] = []
     for run in runs:
         if isinstance(run, Exception):

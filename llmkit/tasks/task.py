@@ -6,7 +6,6 @@ never costs another row. It knows neither how a model is called (`generating.py`
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -51,7 +50,12 @@ class Statistics:
     completion_tokens: int = 0
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Statistics(
+            self.rows + other.rows,
+            self.failures + other.failures,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
 
 
 class Task(Step):
@@ -96,13 +100,17 @@ class Task(Step):
             raise ParameterError(f"llm must be a model, a name to load or a function that gives one, got {self.llm!r}")
         if isinstance(self.num_generations, bool) or self.num_generations < 1:
             raise ParameterError(f"num_generations must be at least 1, got {self.num_generations!r}")
-        if GenerationParams(**self.params).num_return_sequences is not None:
+        params = GenerationParams(**self.params)
+        if params.num_return_sequences is not None:
             raise ParameterError("params must not set num_return_sequences; num_generations does")
+        # Made once: checking parameters costs more than everything else that is done for a row.
+        self._params_of_one = params.replace(num_return_sequences=1)
+        self._params_of_row = params.replace(num_return_sequences=self.num_generations)
         if self.prompt_style not in (None, AUTO):
             as_style(self.prompt_style)
         super().__post_init__()
         if self._loaded is not None:
-            check_params(self._loaded, GenerationParams(**self.params))
+            check_params(self._loaded, params)
 
     # --- what a subclass defines ------------------------------------------------------------------------------------
 
@@ -134,7 +142,7 @@ class Task(Step):
         with self._lock:
             if self._loaded is None:
                 model = load(self.llm) if isinstance(self.llm, str) else self._made()
-                check_params(model, GenerationParams(**self.params))
+                check_params(model, self._params_of_one)
                 self._loaded = model
 
     def unload(self) -> None:
@@ -238,15 +246,14 @@ class Task(Step):
         return {"constraint": Constraint.of(**{kind: value})}
 
     def _params(self, seed: int | None, n: int) -> GenerationParams:
-        given = GenerationParams(**self.params)
-        return given.replace(num_return_sequences=n, seed=given.seed if seed is None else seed)
+        params = self._params_of_one if n == 1 else self._params_of_row
+        return params if seed is None else params.replace(seed=seed)
 
     def _outcomes(self, requests: list[Request]) -> list[Outcome]:
         found = outcomes(self.model, requests)
-        for outcome in found:
-            if isinstance(outcome, Completion):
-                usage = outcome.usage
-                self._count(Statistics(0, 0, usage.prompt_tokens or 0, usage.completion_tokens or 0))
+        usages = [outcome.usage for outcome in found if isinstance(outcome, Completion)]
+        n_read = sum(usage.prompt_tokens or 0 for usage in usages)
+        self._count(Statistics(0, 0, n_read, sum(usage.completion_tokens or 0 for usage in usages)))
         return found
 
     def _count(self, more: Statistics) -> None:
