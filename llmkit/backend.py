@@ -6,6 +6,7 @@ here, once for all backends. This module does not know how tokens come to be.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import warnings
@@ -124,7 +125,7 @@ class BackendLLM(BaseLLM):
 
     def stream(self, task: Conversation, **overrides: Any) -> Iterator[str]:
         """Pieces of text as they become final; joined they equal `run`'s text. Closing it ends the generation."""
-        call = self._begin_stream(as_request(task, overrides))
+        call = _of_one_text(self._begin([as_request(task, overrides)]))
         return (chunk.text for chunk in self._folding(call) if chunk.text)
 
     def batch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **overrides: Any) -> list[str]:
@@ -162,7 +163,7 @@ class BackendLLM(BaseLLM):
 
     async def astream(self, task: Conversation, **overrides: Any) -> AsyncIterator[str]:
         """`stream` without blocking the event loop."""
-        call = self._begin_stream(as_request(task, overrides))
+        call = _of_one_text(await self._abegin([as_request(task, overrides)]))
         async for chunk in self._afolding(call):
             if chunk.text:
                 yield chunk.text
@@ -175,7 +176,7 @@ class BackendLLM(BaseLLM):
 
     async def acomplete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
-        call = self._begin(requests)
+        call = await self._abegin(requests)
         with BatchProgress(len(requests), wanted=progress) as line:
             async for chunk in self._afolding(call):
                 call.show(chunk, line)
@@ -295,13 +296,10 @@ class BackendLLM(BaseLLM):
             problem = f"{n_dropped} old messages were left out, so that the conversation fits the window"
             warnings.warn(problem, ContextWarning, stacklevel=_callers_level())
 
-    def _begin_stream(self, request: Request) -> Call:
-        call = self._begin([request])
-        if call.builders[0].n_choices != 1:
-            raise ParameterError(
-                f"a stream is one text: num_return_sequences must be 1, got {call.builders[0].n_choices}"
-            )
-        return call
+    async def _abegin(self, requests: Sequence[Request]) -> Call:
+        """`_begin`, in a thread where a constraint may have to be compiled, which can take a second."""
+        is_slow = any(request.constraint is not None for request in requests)
+        return await asyncio.to_thread(self._begin, requests) if is_slow else self._begin(requests)
 
     def _folding(self, call: Call) -> Iterator[Chunk]:
         """The chunks of a call, each folded into its completion as it passes."""
@@ -363,6 +361,18 @@ class BackendLLM(BaseLLM):
             self._release()
 
     detach = close
+
+
+def _of_one_text(call: Call) -> Call:
+    """The call, if its stream is one text.
+
+    Raises:
+        ParameterError: it has several choices.
+    """
+    n_choices = call.builders[0].n_choices
+    if n_choices != 1:
+        raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {n_choices}")
+    return call
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from llmkit.errors import InvalidConstraint, ParameterError, StructuredOutputInvalid
 from llmkit.structured import grammars
+from llmkit.structured.json_schema import checked_schema, json_problem
 
 if TYPE_CHECKING:
     from pydantic_core import core_schema
@@ -107,46 +108,6 @@ class Constraint:
         if (problem := json_problem(self.source, value)) is not None:
             raise StructuredOutputInvalid(self.kind, problem, text)
         return value
-
-
-def json_problem(schema: str, value: object) -> str | None:
-    """How a value breaks a JSON schema (given as JSON), and where; None where it does not."""
-    from referencing.exceptions import Unresolvable
-
-    try:
-        error: Any = next(iter(_validator(schema).iter_errors(value)), None)
-    except Unresolvable as unresolvable:
-        return f"the schema refers to what it does not have: {unresolvable}"
-    return None if error is None else f"{error.json_path}: {error.message}"
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
-
-    parsed = json.loads(schema)
-    return cast("Any", validator_for)(parsed, default=Draft202012Validator)(parsed)
-
-
-def checked_schema(schema: object) -> str:
-    """A JSON schema as JSON, its keys in their order, since the text's order follows from it.
-
-    Raises:
-        InvalidConstraint: it is no JSON schema.
-    """
-    from jsonschema import SchemaError
-
-    try:
-        source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        validator = _validator(source)
-        validator.check_schema(json.loads(source))
-    except SchemaError as error:
-        problem: Any = error
-        raise InvalidConstraint("schema", f"{problem.json_path}: {problem.message}") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidConstraint("schema", f"it is not JSON: {error}") from error
-    return source
 
 
 def _from_schema(schema: object) -> Constraint:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from llmkit.errors import did_you_mean
-from llmkit.structured.constraint import json_problem
+from llmkit.structured.json_schema import json_problem
 from llmkit.types import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"

@@ -19,7 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ArgsKwargs, to_json
 
 from llmkit.errors import InvalidRequest, ToolError
-from llmkit.structured.constraint import checked_schema
+from llmkit.structured.json_schema import checked_schema
 
 ToolLike: TypeAlias = "Tool | Callable[..., Any] | type[BaseModel] | Mapping[str, Any]"
 

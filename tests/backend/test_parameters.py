@@ -102,3 +102,8 @@ def test_tools_are_refused_by_a_backend_that_cannot_pass_them() -> None:
 def test_structured_output_is_refused_by_a_backend_that_cannot_keep_to_it(asked: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeature, match="it has no structured output"):
         WithoutFeatures().run("x", **asked)
+
+
+def test_capabilities_name_only_kinds_that_there_are() -> None:
+    with pytest.raises(ParameterError, match="unknown kinds of structured output: yaml"):
+        replace(ScriptedLLM.capabilities, structured=frozenset({"regex", "yaml"}))

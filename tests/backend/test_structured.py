@@ -1,6 +1,7 @@
 """Structured output through every call, on a model whose every token is known."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -98,3 +99,19 @@ def test_what_is_malformed_is_refused_before_the_model_is_asked(asked: dict[str,
     with pytest.raises(error):
         llm.run("x", **asked)
     assert llm.requests == []
+
+
+def test_compiling_does_not_block_the_event_loop() -> None:
+    class Compiling(ScriptedLLM):
+        def _compile(self, constraint: Constraint) -> None:
+            assert compiling.wait(10)
+
+    compiling, llm = threading.Event(), Compiling(TEXT)
+
+    async def talk() -> str:
+        answer = asyncio.create_task(llm.arun("x", schema=Person))
+        await asyncio.sleep(0.02)
+        compiling.set()
+        return await answer
+
+    assert asyncio.run(talk()) == TEXT
