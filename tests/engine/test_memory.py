@@ -13,9 +13,10 @@ from tests.engine.harness import make_request
 class Books:
     """A memory, and how its prefixes come to have tokens."""
 
-    def __init__(self, tiles: int) -> None:
+    def __init__(self, tiles: int, max_cached_tiles: int | None = None) -> None:
         self.runner = FakeRunner()
-        self.memory = KVMemory(self.runner, tiles * TILE)
+        max_cached_bytes = None if max_cached_tiles is None else max_cached_tiles * TILE
+        self.memory = KVMemory(self.runner, tiles * TILE, max_cached_bytes=max_cached_bytes)
 
     def begin(self, prompt: list[int], *, max_tokens: int = 1, reproducible: bool = False) -> Prefix:
         request = make_request(prompt, max_tokens=max_tokens, reproducible=reproducible)
@@ -205,3 +206,13 @@ def test_clearing_frees_everything() -> None:
     books.memory.clear()
     books.runner.close()
     assert (books.memory.cached_bytes, books.memory.reserved_bytes) == (0, 0)
+
+
+def test_what_is_kept_for_later_stays_within_a_bound_of_its_own() -> None:
+    books = Books(10, max_cached_tiles=3)
+    first, second = books.keep(filled(1, 2)), books.keep(filled(2, 1))
+    assert books.holds(first)
+    assert books.holds(second)
+    third = books.keep(filled(3, 2))
+    assert [books.holds(prefix) for prefix in (first, second, third)] == [False, True, True]
+    assert books.memory.cached_bytes == 3 * TILE

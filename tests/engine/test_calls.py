@@ -1,0 +1,87 @@
+"""Calls on an engine: chunks for threads and loops, and a change of the model that nobody sees half of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llmkit.engine.calls import EngineCalls
+from llmkit.engine.engine import Engine
+from llmkit.errors import GenerationError, ModelClosed
+from llmkit.testing.fake_runner import FakeRunner
+from tests.engine.harness import alone, make_request
+
+PROMPT = list(range(100))
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[FakeRunner], EngineCalls]]:
+    every: list[EngineCalls] = []
+
+    def start(runner: FakeRunner) -> EngineCalls:
+        calls = EngineCalls(lambda: Engine(runner, kv_budget_bytes=1 << 20), name="fake", logprobs=lambda _: None)
+        every.append(calls)
+        return calls
+
+    yield start
+    for calls in every:
+        calls.close()
+
+
+def test_threads_and_loops_get_the_same_chunks(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    calls = started(FakeRunner())
+    requests = [make_request(range(n, 70 + n), max_tokens=5) for n in range(3)]
+    chunks = list(calls.chunks(enumerate(requests)))
+
+    async def gathered() -> list[int]:
+        again = [make_request(range(n, 70 + n), max_tokens=5) for n in range(3)]
+        return [token async for chunk in calls.achunks(enumerate(again)) for token in (chunk.request, *chunk.token_ids)]
+
+    for index, request in enumerate(requests):
+        tokens = [token for chunk in chunks if chunk.request == index for token in chunk.token_ids]
+        assert [tokens] == alone(request)
+    assert sorted(asyncio.run(gathered())) == sorted(n for c in chunks for n in (c.request, *c.token_ids))
+
+
+def test_a_change_waits_for_what_runs_and_drops_the_cache(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    runner = FakeRunner(delay_s=0.002)
+    calls = started(runner)
+    reading = calls.chunks([(0, make_request(PROMPT, max_tokens=100))])
+    tokens = list(next(reading).token_ids)
+    seen: list[int] = []
+    changing = threading.Thread(target=calls.exclusively, args=(lambda: seen.append(calls.figures.running_sequences),))
+    changing.start()
+    late = threading.Thread(target=lambda: seen.append(len(list(calls.chunks([(0, make_request(PROMPT))])))))
+    late.start()
+    tokens += [token for chunk in reading for token in chunk.token_ids]
+    for thread in (changing, late):
+        thread.join(20)
+    assert len(tokens) == 100
+    assert seen == [0, 5]  # the change, then the late one: its prompt and four tokens
+    assert calls.figures.hit_requests == 0
+
+
+def test_a_change_that_fails_lets_everybody_in_again(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    calls = started(FakeRunner())
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        calls.exclusively(fail)
+    assert len(list(calls.chunks([(0, make_request(PROMPT))]))) == 5
+    calls.close()
+    with pytest.raises(ModelClosed):
+        calls.exclusively(lambda: None)
+
+
+def test_prefixes_are_not_forgotten_under_what_runs() -> None:
+    engine = Engine(FakeRunner(), kv_budget_bytes=1 << 20)
+    engine.add(make_request(PROMPT))
+    engine.step()
+    with pytest.raises(GenerationError, match="1 sequences are running"):
+        engine.forget()
+    engine.close()
