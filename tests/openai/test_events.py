@@ -29,6 +29,12 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(texts: list[str], line_en
     assert [json.loads(data.decode("utf-8", "surrogatepass")) for data in read(*pieces)] == texts
 
 
+def test_a_line_end_cut_in_two_is_one() -> None:
+    stream = b"data: a\r\ndata: b\r\n\r\n"
+    for at in range(len(stream)):
+        assert read(stream[:at], stream[at:]) == [b"a\nb"]
+
+
 def test_a_character_cut_in_two_is_whole() -> None:
     stream = 'data: "é😀"\n\n'.encode()
     assert read(*(stream[at : at + 1] for at in range(len(stream)))) == ['"é😀"'.encode()]
