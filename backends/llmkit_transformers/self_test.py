@@ -29,7 +29,12 @@ _MOST_PRODUCTS, _FEW_PRODUCTS = 2**32, 2**28
 """Multiplications of one trial of a layer, and of many small ones: so a large layer is tried on fewer rows, and each
 takes less than a second or two."""
 
-_PARTS_AND_NEIGHBOURS = (((5, 1, 1), 0), ((1, 3, 17), 1), ((9, 1, 1, 30), 7), ((1, 40), 19))
+_PARTS_AND_NEIGHBOURS: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((5, 1, 1), 0),
+    ((1, 3, 17), 1),
+    ((9, 1, 1, 30), 7),
+    ((1, 40), 19),
+)
 """How the prompt is cut, and how many others are in each step; what the parts leave is the last part."""
 
 
@@ -132,7 +137,8 @@ def _model_problems(model: PreTrainedModel, runner: FlatRunner) -> Iterator[str]
     prompt = [draw.randrange(config.vocab_size) for _ in range(n_tokens)]
     alone = runner.new()
     logits = runner.logits([Slice(alone, prompt, 0, True)])[0]
-    for n_threads, (parts, n_others) in product(_thread_counts(), _PARTS_AND_NEIGHBOURS):
+    trials = [(torch.get_num_threads(), trial) for trial in _PARTS_AND_NEIGHBOURS]
+    for n_threads, (parts, n_others) in [*trials, (1, _PARTS_AND_NEIGHBOURS[-1])]:
         cuts = (*parts, n_tokens - sum(parts))
         with _threads(n_threads):
             is_equal = cuts[-1] < 1 or _equal_in_company(runner, prompt, cuts, n_others, alone, logits)
