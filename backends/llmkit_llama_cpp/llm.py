@@ -22,6 +22,7 @@ from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelClosed, ModelInvalid, ParameterError
 from llmkit.fingerprint import fingerprint, library_versions
 from llmkit.params import GenerationParams
+from llmkit.places import MAX_WAITING
 from llmkit.registry import EMBEDDED_MODEL
 from llmkit.resources import format_bytes
 from llmkit.specs import BEAM_ONLY
@@ -49,6 +50,7 @@ class LlamaCppLLM(BackendLLM):
         kv_cache_bytes: what keys and values of all requests and of the prefix cache may take, allocated at once.
         adapter: a GGUF file with a LoRA adapter.
         local_files_only: never download.
+        max_waiting: requests that may wait to start; more wait for a place, or are refused, as their `when_full` says.
         params: the parameters of `BaseLLM`, among them `device`: `cpu`, or `gpu` (also `cuda`, `mps`, `auto`).
 
     Raises:
@@ -64,6 +66,7 @@ class LlamaCppLLM(BackendLLM):
         batching=True,
         tools=True,
         structured=frozenset(KINDS),
+        bounded_queue=True,
         reproducible="alone",
     )
 
@@ -77,12 +80,14 @@ class LlamaCppLLM(BackendLLM):
         kv_cache_bytes: int | None = None,
         adapter: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        max_waiting: int = MAX_WAITING,
         **params: Any,
     ) -> None:
-        _check_positive(n_ctx=n_ctx, n_threads=n_threads, kv_cache_bytes=kv_cache_bytes)
+        _check_positive(n_ctx=n_ctx, n_threads=n_threads, kv_cache_bytes=kv_cache_bytes, max_waiting=max_waiting)
         super().__init__(os.fspath(model_name or EMBEDDED_MODEL), **params)
         self._n_ctx, self._kv_cache_bytes, self._local_files_only = n_ctx, kv_cache_bytes, local_files_only
         self._n_gpu_layers, self._n_threads = n_gpu_layers, n_threads or default_threads()
+        self._max_waiting = max_waiting
         self._take(find_model(self.model_name, local_files_only=local_files_only), self.device, _adapter_path(adapter))
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -95,7 +100,15 @@ class LlamaCppLLM(BackendLLM):
             its_sizes = sizes(model, self._n_ctx, self._kv_cache_bytes)
             encoder = PromptEncoder(model)
             handle = None if adapter is None else model.adapter(adapter)
-            routes = Routes(model, encoder, its_sizes, n_threads=self._n_threads, name=files.name, adapter=handle)
+            routes = Routes(
+                model,
+                encoder,
+                its_sizes,
+                n_threads=self._n_threads,
+                name=files.name,
+                adapter=handle,
+                max_waiting=self._max_waiting,
+            )
         except BaseException:
             model.close()
             raise

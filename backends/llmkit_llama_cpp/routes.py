@@ -60,14 +60,23 @@ class Routes:
         n_threads: threads that compute.
         name: the model's, for messages.
         adapter: the LoRA adapter to begin with, or None.
+        max_waiting: requests that may wait to start on the engine; equally, those that wait to run alone.
     """
 
     def __init__(
-        self, model: GGUFModel, encoder: PromptEncoder, sizes: Sizes, *, n_threads: int, name: str, adapter: Any
+        self,
+        model: GGUFModel,
+        encoder: PromptEncoder,
+        sizes: Sizes,
+        *,
+        n_threads: int,
+        name: str,
+        adapter: Any,
+        max_waiting: int,
     ) -> None:
         self._model, self._encoder, self._sizes, self._n_threads = model, encoder, sizes, n_threads
         self._computing, self._swapping = Lock(), Lock()
-        self._thread = OwnThread(name)
+        self._thread = OwnThread(name, max_waiting=max_waiting)
         self._alone = Alone(partial(self._context, sizes.window, 1), encoder.decode, self._newest, self._computing)
         self._alone.use_adapter(adapter)
         self._engine: EngineCalls | None = None
@@ -75,7 +84,7 @@ class Routes:
             self._cells = self._context(sizes.n_cells, MAX_SEQUENCES)
             self._cells.use_adapter(adapter)
             self._runner = CellRunner(self._cells, sizes, self._computing)
-            self._engine = EngineCalls(self._make_engine, name=name, logprobs=self._newest_of)
+            self._engine = EngineCalls(self._make_engine, name=name, max_waiting=max_waiting, logprobs=self._newest_of)
 
     @property
     def info(self) -> EngineInfo:
@@ -95,7 +104,8 @@ class Routes:
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
         for index, request in others:
-            yield from self._thread.chunks(partial(self._alone.run, index, request))
+            may_wait = request.when_full == "wait"
+            yield from self._thread.chunks(partial(self._alone.run, index, request), may_wait=may_wait)
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop."""
@@ -144,6 +154,7 @@ class Routes:
             outputs=[choice.text for choice in choices],
             reproducible=False,
             max_tokens=request.params.max_tokens or 1,
+            may_wait=request.when_full == "wait",
         )
 
     def _context(self, n_cells: int, n_sequences: int) -> Context:

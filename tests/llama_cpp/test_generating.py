@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 import llmkit
 from llmkit import GenerationParams, Request
-from llmkit.errors import InertParameterWarning, ModelClosed, UnsupportedParameter
+from llmkit.errors import InertParameterWarning, ModelClosed, QueueFull, UnsupportedParameter
 from llmkit_llama_cpp import LlamaCppLLM
 from tests.llama_cpp import ggufs
 
@@ -222,6 +223,22 @@ def test_a_model_without_cells_runs_every_request_alone(tmp_path: Path) -> None:
         choices = llm.complete(TASKS[0], n=3, max_tokens=8, raw=True).choices
         assert {choice.text for choice in choices} == {texts[0]}
         assert asyncio.run(llm.arun(TASKS[0], max_tokens=8, raw=True)) == texts[0]
+
+
+def test_a_full_queue_refuses_who_will_not_wait() -> None:
+    with LlamaCppLLM(max_waiting=1, n_threads=1) as llm:
+        running = llm.stream("Hello!", seed=1, **LONG)
+        next(running)
+        waiting = threading.Thread(target=llm.run, args=("x",), kwargs={"seed": 1, "max_tokens": 1})
+        waiting.start()
+        deadline = time.monotonic() + 20
+        while llm._routes._thread._places._n_free and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with pytest.raises(QueueFull):
+            llm.run("y", seed=1, when_full="raise")
+        assert llm.run("y", when_full="raise", max_tokens=1) is not None  # the engine's queue is another one
+        running.close()
+        waiting.join(20)
 
 
 def test_resources_name_the_models_memory_and_the_engines(llm: LlamaCppLLM) -> None:
