@@ -1,5 +1,6 @@
 """Structured output on real models with random weights: both routes, every way of calling, alone and in company."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -243,3 +244,16 @@ def test_without_llguidance_the_pip_line_is_given(llm: TransformersLLM, monkeypa
     grammars.grammar.cache_clear()
     with pytest.raises(ImportError, match=r'needs llguidance, .* pip install "llmkit\[structured\]"'):
         llm.run("hello", choice=["never compiled before"])
+
+
+def test_a_text_that_fails_leaves_its_neighbours_alone(llm: TransformersLLM) -> None:
+    every_token = list(range(len(llm.tokenizer)))
+
+    async def together() -> list[Any]:
+        good = [llm.arun(task, schema=Person, max_tokens=100) for task in ("hello", "the capital", "my friend")]
+        bad = llm.arun("hello", regex="ab", eos_token_id=every_token)
+        return await asyncio.gather(*good, bad, return_exceptions=True)
+
+    *texts, error = asyncio.run(together())
+    assert texts == llm.batch_run(["hello", "the capital", "my friend"], schema=Person, max_tokens=100)
+    assert isinstance(error, GenerationError)
