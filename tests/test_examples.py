@@ -55,6 +55,21 @@ PRINTED = {
         "3 rows, 6 computed, 0 reused\n"
         "3 rows, 0 computed, 6 reused\n"
     ),
+    "tasks.py": (
+        "What is the capital of Peru? -> The capital of Peru is Lima.\n"
+        "7 -> InvalidRequest: question must be a non-empty string, got 7\n"
+        "['Bonjour', 'Merci']\n"
+        "Oslo {'raw_output_shots': ' Oslo'}\n"
+        "2 rows, 1 failed\n"
+    ),
+    "prompt_styles.py": (
+        "human_bot: '<human>: Hello!<bot>: Hi!\\n<human>: How are you?<bot>: '\n"
+        "llama2: '<s>[INST] Hello! [/INST] Hi! </s><s>[INST] How are you? [/INST]'\n"
+        "chatml: '<|im_start|>user\\nHello!<|im_end|>\\n<|im_start|>assistant\\nHi!<|im_end|>\\n"
+        "<|im_start|>user\\nHow are you?<|im_end|>\\n<|im_start|>assistant\\n'\n"
+        "vicuna11\n"
+        "The capital of France is Paris.\n"
+    ),
     "errors.py": (
         "ParameterError: top_p must be in (0, 1], got 1.7\n"
         "UnknownParameter: unknown parameter 'max_token'; did you mean 'max_tokens'?\n"
