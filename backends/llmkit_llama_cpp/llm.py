@@ -10,6 +10,7 @@ import os
 import shutil
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,24 +95,22 @@ class LlamaCppLLM(BackendLLM):
 
     def _take(self, files: ModelFiles, device: str | None, adapter: Path | None) -> None:
         """Load these files and make them the model; what is not whole in the end is freed."""
-        model = GGUFModel(files, gpu_layers(device, self._n_gpu_layers))
-        try:
+        with ExitStack() as undo:
+            model = GGUFModel(files, gpu_layers(device, self._n_gpu_layers))
+            undo.callback(model.close)
             its_params = model_params(model, files.name)
             its_sizes = sizes(model, self._n_ctx, self._kv_cache_bytes)
             encoder = PromptEncoder(model)
-            handle = None if adapter is None else model.adapter(adapter)
             routes = Routes(
                 model,
                 encoder,
                 its_sizes,
                 n_threads=self._n_threads,
                 name=files.name,
-                adapter=handle,
+                adapter=None if adapter is None else model.adapter(adapter),
                 max_waiting=self._max_waiting,
             )
-        except BaseException:
-            model.close()
-            raise
+            undo.pop_all()
         self._files, self._sizes, self._its_params, self._adapter = files, its_sizes, its_params, adapter
         self._model: GGUFModel | None = model
         self._encoder, self._routes, self._guides = encoder, routes, Guides(model.guide_tokenizer)

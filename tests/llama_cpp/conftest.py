@@ -17,10 +17,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.llama_cpp)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices are slower with two threads, and much slower on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmkit_llama_cpp.llm.default_threads", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="package")
-def llm() -> Iterator[Any]:
+def llm(one_thread: None) -> Iterator[Any]:
     """The embedded model, shared by all tests that do not change it."""
     from llmkit_llama_cpp import LlamaCppLLM
 
-    with LlamaCppLLM(n_threads=1) as shared:
+    with LlamaCppLLM() as shared:
         yield shared

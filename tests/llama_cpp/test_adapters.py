@@ -25,7 +25,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def own() -> Iterator[LlamaCppLLM]:
-    with LlamaCppLLM(n_threads=1) as llm:
+    with LlamaCppLLM() as llm:
         yield llm
 
 
@@ -42,7 +42,7 @@ def test_an_adapter_changes_texts_and_none_brings_them_back(
     for adapter in adapters:
         own.set_adapter(adapter)
         assert own.adapter == str(adapter)
-        with LlamaCppLLM(adapter=adapter, n_threads=1) as fresh:
+        with LlamaCppLLM(adapter=adapter) as fresh:
             # What the base had cached must not serve: a fresh model has no cache.
             assert texts() == fresh.batch_run([PROMPT, "Hello!"], seed=seed, **WISH)
             assert own.fingerprint == fresh.fingerprint

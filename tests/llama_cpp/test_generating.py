@@ -226,7 +226,7 @@ def test_a_model_without_cells_runs_every_request_alone(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_refuses_who_will_not_wait() -> None:
-    with LlamaCppLLM(max_waiting=1, n_threads=1) as llm:
+    with LlamaCppLLM(max_waiting=1) as llm:
         running = llm.stream("Hello!", seed=1, **LONG)
         next(running)
         waiting = threading.Thread(target=llm.run, args=("x",), kwargs={"seed": 1, "max_tokens": 1})
