@@ -3,6 +3,7 @@
 LLMKitError
 ├── ParameterError (ValueError)            a value breaks its rule, or two values contradict each other
 ├── UnknownParameter (TypeError)           no such parameter; the nearest name is in the message
+├── MisspeltAttribute (AttributeError)     set on a model, and a parameter's name but for a slip
 ├── UnsupportedParameter (ValueError)      the backend cannot honour a parameter
 ├── UnsupportedFeature (ValueError)        the backend cannot do what was asked (images, tools without a template)
 ├── InvalidRequest (ValueError)            an empty task, an unknown role, a malformed message
@@ -55,6 +56,21 @@ class UnknownParameter(LLMKitError, TypeError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.name = name
         super().__init__(f"unknown parameter {name!r}{did_you_mean(name, known)}")
+
+
+class MisspeltAttribute(LLMKitError, AttributeError):
+    """Set on a model, a name that is a parameter's but for a slip; a subclass that means it declares it in its class.
+
+    Attributes:
+        meant: the parameter that it is close to.
+    """
+
+    def __init__(self, class_name: str, name: str, meant: str) -> None:
+        self.meant = meant
+        super().__init__(
+            f"{class_name} has no attribute {name!r}; did you mean {meant!r}? "
+            f"A subclass that means {name!r} declares it in its class"
+        )
 
 
 class UnsupportedParameter(LLMKitError, ValueError):

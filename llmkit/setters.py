@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from llmkit.errors import MisspeltAttribute
 from llmkit.params import Param
+from llmkit.specs import meant_by
+
+
+def _is_declared(owner: type, name: str) -> bool:
+    """Whether a class or a base of it has the name, if only as an annotation."""
+    return hasattr(owner, name) or any(name in vars(base).get("__annotations__", ()) for base in owner.__mro__)
 
 
 class ParameterSetters:
@@ -30,6 +37,18 @@ class ParameterSetters:
     do_sample = Param[bool | None]()
     early_stopping = Param[bool | Literal["never"] | None]()
     seed = Param[int | None]()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; a new name that is a parameter's but for a slip is refused.
+
+        Raises:
+            MisspeltAttribute: such a name, which the class does not declare.
+        """
+        if not (name in vars(self) or name.startswith("_") or _is_declared(type(self), name)):
+            meant = meant_by(name)
+            if meant is not None:
+                raise MisspeltAttribute(type(self).__name__, name, meant)
+        super().__setattr__(name, value)
 
     @property
     def model_name(self) -> str | None:

@@ -5,6 +5,7 @@ It knows single values only; how they make up a whole is in `params.py`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
@@ -224,6 +225,20 @@ ALIASES: Mapping[str, str] = {alias: name for name, spec in SPECS.items() for al
 SAMPLING_FILTERS = ("top_k", "top_p", "min_p", "typical_p")
 BEAM_ONLY = ("length_penalty", "early_stopping")
 LIST_VALUED = ("stop_token", "eos_token_id")
+
+
+def meant_by(name: str) -> str | None:
+    """The parameter that a name is but for a slip: a letter wrong, left out or too many, or underscores misplaced.
+
+    Strict enough for `stops`, `seeds` and `roles`, which are names of other things.
+    """
+    names = [*SPECS, *ALIASES]
+    same = (known for known in names if _letters(known) == _letters(name))
+    return next(same, None) or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.9)), None)
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def canonical_name(name: str) -> str:

@@ -325,3 +325,66 @@ def test_the_constructor_names_all_parameters_of_the_contract() -> None:
     named = list(inspect.signature(BaseLLM.__init__).parameters)[1:-1]
     assert len(named) == 23
     assert all(name in NAMES or name in ("model_name", "device") for name in named)
+
+
+# --- misspelt attributes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("temprature", "temperature"),
+        ("tempereture", "temperature"),
+        ("max_token", "max_tokens"),
+        ("maxTokens", "max_tokens"),
+        ("topk", "top_k"),
+        ("Top_P", "top_p"),
+        ("num_beam", "num_beams"),
+        ("repetion_penalty", "repetition_penalty"),
+        ("stop_tokens", "stop_token"),
+        ("system_promt", "system_prompt"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused_with_the_name_that_was_meant(name: str, meant: str) -> None:
+    llm = Echo(**SOME)
+    before = dict(vars(llm))
+    with pytest.raises(AttributeError, match=f"Echo has no attribute '{name}'; did you mean '{meant}'"):
+        setattr(llm, name, 1)
+    assert vars(llm) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "stops", "seeds", "roles", "prompt", "temp", "tokens", "beams", "_top_kk", "x"]
+)
+def test_other_attributes_are_free(name: str) -> None:
+    class Own(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, 1)
+            setattr(self, name, 2)
+
+    assert getattr(Own(), name) == 2
+
+
+def test_a_subclass_may_declare_a_name_that_is_close_to_a_parameters() -> None:
+    class Annotated(Echo):
+        stop_tokens: list[str]
+
+    class Assigned(Echo):
+        stop_tokens = ("a",)
+
+    class Property(Echo):
+        @property
+        def stop_tokens(self) -> int:
+            return 1
+
+        @stop_tokens.setter
+        def stop_tokens(self, value: int) -> None:
+            self.seen_value = value
+
+    class Inherited(Annotated):
+        pass
+
+    for owner in (Annotated, Assigned, Property, Inherited):
+        llm = owner()
+        llm.stop_tokens = ["b"]  # type: ignore[assignment]
