@@ -50,7 +50,7 @@ class Connection:
 
     def __init__(self, address: Address, key: Key, options: ConnectionOptions) -> None:
         self._url, self._key, self._options = address.base_url, key, options
-        # The pool has the same limit, but goes through all who wait for it at every step; of thousands, few may wait there.
+        # The pool has the same limit, but goes through all who wait for it at every step: thousands must not.
         self._slots = asyncio.Semaphore(options.max_concurrency)
         timeout = httpx.Timeout(options.timeout_s, connect=min(_CONNECT_S, options.timeout_s), pool=None)
         self._client = httpx.AsyncClient(
