@@ -15,6 +15,7 @@ from llmkit.base import BaseLLM
 from llmkit.errors import (
     BackendUnavailable,
     DeviceUnavailable,
+    ExtraUnavailable,
     ModelClosed,
     ModelError,
     ParameterError,
@@ -31,6 +32,7 @@ Outcome: TypeAlias = "Completion | Exception"
 FAULTS_OF_ALL = (
     BackendUnavailable,
     DeviceUnavailable,
+    ExtraUnavailable,
     MemoryError,
     ModelClosed,
     ModelError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
-from llmkit.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
+from llmkit.errors import ExtraUnavailable, InvalidRequest, UnsupportedFeature
 from llmkit.registry import backend_class, resolve_name
 from llmkit.training_data.encode import IGNORED, EncodingOptions, Example, encode_records
 from llmkit.training_data.records import Rows, parse_record, read_rows
@@ -38,7 +38,7 @@ def prepare_dataset(
         InvalidRequest: a row or a file is malformed, or no example is left.
         ParameterError: an option breaks its rule.
         PromptStyleError: no such prompt style.
-        BackendUnavailable: `datasets` is not installed.
+        ExtraUnavailable: `datasets` is not installed.
     """
     settled = EncodingOptions(**options)
     rows = read_rows(data) if isinstance(data, (str, os.PathLike)) else data
@@ -51,7 +51,7 @@ def to_dataset(examples: Sequence[Example], tokenizer: Any, *, pad: bool = True)
 
     Raises:
         InvalidRequest: there are none.
-        BackendUnavailable: `datasets` is not installed.
+        ExtraUnavailable: `datasets` is not installed.
     """
     if not examples:
         raise InvalidRequest(
@@ -60,7 +60,7 @@ def to_dataset(examples: Sequence[Example], tokenizer: Any, *, pad: bool = True)
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise BackendUnavailable("data", "datasets", 'pip install "llmkit[data]"') from error
+        raise ExtraUnavailable("preparing data", "datasets", "data") from error
     logger.info("{} examples, {} of them cut", len(examples), sum(example.truncated for example in examples))
     return cast("Any", Dataset).from_dict(
         _columns(examples, _pad_id(tokenizer), max(map(_length, examples)) if pad else 0)

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from llmkit.errors import BackendUnavailable, InvalidRequest, did_you_mean
+from llmkit.errors import ExtraUnavailable, InvalidRequest, did_you_mean
 
 PARTS = ("instruction", "input", "output")
 COLUMNS = (*PARTS, "prompt_type")
@@ -138,7 +138,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise BackendUnavailable("Parquet", "pyarrow", 'pip install "llmkit[data]"') from error
+        raise ExtraUnavailable("reading Parquet", "pyarrow", "data") from error
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches():
             yield from batch.to_pylist()

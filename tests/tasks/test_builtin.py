@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from llmkit.tasks import (
     Row,
     StructuredGeneration,
     Summarization,
+    Task,
     TextClassification,
     TextGeneration,
     Translation,
@@ -53,6 +56,30 @@ def prompt(llm: ScriptedLLM, at: int = -1) -> list[tuple[str, str]]:
     messages = llm.requests[at].prompt
     assert isinstance(messages, tuple)
     return [(message.role, message.content) for message in messages]
+
+
+EVERY: list[tuple[type[Task], dict[str, Any]]] = [
+    (TextGeneration, {"template": "{{ a }}"}),
+    (ChatGeneration, {}),
+    (Summarization, {}),
+    (QuestionAnswering, {}),
+    (TextClassification, {"labels": ["a", "b"]}),
+    (Entailment, {"form": "mnli"}),
+    (Translation, {"target": "French"}),
+    (StructuredGeneration, {"schema": {"type": "object"}}),
+    (FewShot, {"examples": SOLVED}),
+    (PairwiseJudge, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), EVERY, ids=lambda x: getattr(x, "__name__", ""))
+def test_every_task_travels_is_set_at_run_time_and_has_an_identity(kind: type[Task], arguments: dict[str, Any]) -> None:
+    task = kind(llm=ScriptedLLM, **arguments)
+    assert pickle.loads(pickle.dumps(task)).parameters == task.parameters
+    changed = task.with_runtime_parameters(num_generations=2)
+    assert {**changed.parameters, "num_generations": 1} == task.parameters
+    assert json.loads(json.dumps(task.identity())) != json.loads(json.dumps(changed.identity()))
+    assert "model_name" in task.output_columns
 
 
 # --- TextGeneration ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import datasets
 import pytest
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from llmkit.errors import BackendUnavailable, InvalidRequest, UnsupportedFeature
+from llmkit.errors import ExtraUnavailable, InvalidRequest, UnsupportedFeature
 from llmkit.training_data import load_tokenizer, prepare_dataset
 
 TINY = Path(__file__).parents[2] / "llmkit" / "tiny"
@@ -73,7 +73,7 @@ def test_without_datasets_the_error_has_the_pip_line(monkeypatch: pytest.MonkeyP
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(BackendUnavailable, match=r'pip install "llmkit\[data\]"'):
+    with pytest.raises(ExtraUnavailable, match=r'pip install "llmkit\[data\]"'):
         prepare_dataset([{"input": "a"}], load_tokenizer())
 
 
