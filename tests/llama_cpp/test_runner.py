@@ -51,7 +51,7 @@ def test_a_fork_goes_on_by_itself_and_its_source_stays(runner: CellRunner) -> No
 def test_cells_are_given_back(runner: CellRunner) -> None:
     for _ in range(MAX_SEQUENCES + 5):
         cells = runner.new()
-        read(runner, cells, [*PROMPT, *PROMPT, *PROMPT, *PROMPT], 0)
+        read(runner, cells, PROMPT[:20], 0)
         runner.truncate(cells, 10)
         read(runner, cells, [7], 10)
         runner.free(cells)
