@@ -7,6 +7,8 @@ by the fewest tokens of the vocabulary that can spell it.
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -36,8 +38,16 @@ class Vocabulary:
         return frozenset(decode([n]) for n in range(self.tokenizer.vocab_size) if not is_special(n))
 
     @cached_property
+    def _forwards(self) -> list[bytes]:
+        return sorted(self._tokens)
+
+    @cached_property
+    def _backwards(self) -> list[bytes]:
+        return sorted(token[::-1] for token in self._tokens)
+
+    @cached_property
     def _joined(self) -> bytes:
-        return _BREAK + _BREAK.join(self._tokens) + _BREAK
+        return _BREAK.join(self._forwards)
 
     def n_starting_in(self, text: bytes, *, first: bool = False) -> int:
         """The fewest tokens that start within a stretch of a longer text.
@@ -54,9 +64,9 @@ class Vocabulary:
             fewest[start] = self._fewest_from(text, start, fewest)
         if first:
             return fewest[0]
-        if text in self._joined:
+        if text in self._joined and re.search(b"[^\xff]" + re.escape(text), self._joined):
             return 0
-        reached = [end for end in range(1, len(text)) if text[:end] + _BREAK in self._joined]
+        reached = [end for end in range(1, len(text)) if _has_longer(self._backwards, text[:end][::-1])]
         return min(fewest[start] for start in (0, *reached))
 
     def n_spelling(self, text: bytes) -> int:
@@ -68,10 +78,16 @@ class Vocabulary:
         return fewest[0]
 
     def _fewest_from(self, text: bytes, start: int, fewest: Sequence[int]) -> int:
-        if _BREAK + text[start:] in self._joined:
+        if text[start:] in self._tokens or _has_longer(self._forwards, text[start:]):
             return 1
         ends = [end for end in range(start + 1, len(text)) if text[start:end] in self._tokens]
         return 1 + min((fewest[end] for end in ends), default=0)
+
+
+def _has_longer(tokens: Sequence[bytes], beginning: bytes) -> bool:
+    """Whether one of the sorted tokens begins so and goes on."""
+    at = bisect_right(tokens, beginning)
+    return at < len(tokens) and tokens[at].startswith(beginning)
 
 
 def fewest_tokens(constraint: Constraint, vocabulary: Vocabulary, beginning: bytes) -> int:

@@ -6,6 +6,7 @@ It knows no model's tokenizer: texts are checked byte by byte.
 from __future__ import annotations
 
 import importlib
+import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _SILENT = 0
+_LARGEST_EXACT = 2**53
 _WHITESPACE = " ?"
 """Between the parts of JSON: a space or none. Where more may come, small models spend their tokens on it."""
 
@@ -36,15 +38,27 @@ def grammar(kind: str, source: str) -> str:
     """A constraint as llguidance reads it; whether it can be compiled shows only then.
 
     Raises:
-        InvalidConstraint: a GBNF grammar cannot be read.
+        InvalidConstraint: a GBNF grammar cannot be read, or a schema has a number that would be rounded.
     """
     module = llguidance()
     if kind == "schema":
+        json.loads(source, parse_int=_exact)
         return module.LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_pattern": _WHITESPACE})
     try:
         return module.grammar_from(kind, source)
     except ValueError as error:
         raise InvalidConstraint(kind, str(error)) from error
+
+
+def _exact(digits: str) -> int:
+    """An integer that survives llguidance, which reads numbers as float64.
+
+    Raises:
+        InvalidConstraint: it does not.
+    """
+    if abs(int(digits)) > _LARGEST_EXACT:
+        raise InvalidConstraint("schema", f"its integers must be within 2**53, got {digits}")
+    return int(digits)
 
 
 def matcher(tokenizer: LLTokenizer, kind: str, source: str) -> LLMatcher:

@@ -81,7 +81,8 @@ def schemas(draw: st.DrawFn, depth: int = 2) -> dict[str, Any]:
             st.integers(0, 5),
         ),
         st.builds(
-            lambda values: {"enum": values}, st.lists(st.text(max_size=4) | st.integers(), min_size=1, max_size=3)
+            lambda values: {"enum": values},
+            st.lists(st.text(max_size=4) | st.integers(-(2**53), 2**53), min_size=1, max_size=3),
         ),
         st.just({"type": "string", "pattern": "^[a-c]{2,4}$"}),
     ]
@@ -156,6 +157,7 @@ def test_a_token_that_was_not_allowed_fails_the_text_with_the_reason() -> None:
         ({"schema": {"not": {}}}, "Unimplemented keys"),
         ({"schema": {"type": "integer", "minimum": 5, "maximum": 1}}, "Unsatisfiable"),
         ({"schema": {"$ref": "#/nowhere"}}, "nowhere"),
+        ({"schema": {"const": 2**53 + 1}}, r"within 2\*\*53, got 9007199254740993"),
         ({"regex": "("}, "unclosed group"),
         ({"regex": "(?=a)b"}, "look-around"),
         ({"grammar": "start: missing"}, "unknown name"),
@@ -182,9 +184,9 @@ def test_a_constraint_is_compiled_once_and_the_oldest_are_forgotten() -> None:
     [
         ({"choice": ["hello", "hello world, how are you today my friend"]}, 2),
         ({"choice": ["zzz", "qqqq"]}, 3),
-        ({"schema": {"type": "object", "properties": {"zz": {}, "qqq": {}}, "required": ["zz", "qqq"]}}, 7),
-        ({"schema": {"type": "array", "minItems": 3, "items": {"const": "zz"}}}, 9),
-        ({"schema": {"anyOf": [{"const": "zzzz"}, {"const": "qq"}]}}, 3),
+        ({"schema": {"type": "object", "properties": {"zz": {}, "qqq": {}}, "required": ["zz", "qqq"]}}, 9),
+        ({"schema": {"type": "array", "minItems": 3, "items": {"const": "zz"}}}, 12),
+        ({"schema": {"anyOf": [{"const": "zzzz"}, {"const": "qq"}]}}, 4),
         ({"schema": {"type": "string"}}, 1),
         ({"regex": "zzz[0-9]+"}, 3),
     ],
