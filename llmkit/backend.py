@@ -22,6 +22,7 @@ from llmkit.call import Call, as_request, as_requests
 from llmkit.capabilities import Capabilities
 from llmkit.errors import (
     ContextWarning,
+    GenerationError,
     InertParameterWarning,
     InvalidRequest,
     ParameterError,
@@ -98,6 +99,10 @@ class BackendLLM(BaseLLM):
     @property
     def context_length(self) -> int | None:
         """Tokens that prompt and new text may have together; None where it is unknown or unlimited."""
+        return None
+
+    def _generating(self) -> object:
+        """What generates; another object once the model was replaced."""
         return None
 
     @property
@@ -285,7 +290,8 @@ class BackendLLM(BaseLLM):
 
     def _begin(self, requests: Sequence[Request]) -> Call:
         self._check_open()
-        call = Call([self._prepare(request) for request in requests])
+        begun_for = self._generating()
+        call = Call([self._prepare(request) for request in requests], begun_for)
         self._warn_of_dropped(call)
         return call
 
@@ -303,18 +309,28 @@ class BackendLLM(BaseLLM):
 
     def _folding(self, call: Call) -> Iterator[Chunk]:
         """The chunks of a call, each folded into its completion as it passes."""
+        self._check_open()
         with _closed_after(self._generate(call.requests) if call.requests else iter(())) as chunks:
+            self._check_not_replaced(call)
             for chunk in chunks:
                 call.add(chunk)
                 yield chunk
         self._record_call(call)
 
     async def _afolding(self, call: Call) -> AsyncIterator[Chunk]:
+        self._check_open()
         if call.requests:
-            async for chunk in self._agenerate(call.requests):
+            chunks = self._agenerate(call.requests)
+            self._check_not_replaced(call)
+            async for chunk in chunks:
                 call.add(chunk)
                 yield chunk
         self._record_call(call)
+
+    def _check_not_replaced(self, call: Call) -> None:
+        """Refuse to give one model the tokens of another; checked once it is settled which one generates."""
+        if call.begun_for is not self._generating():
+            raise GenerationError(f"the model was replaced by {self.model_name!r} after this call had begun; call again")
 
     def _record_call(self, call: Call) -> None:
         if call.requests:

@@ -102,6 +102,10 @@ class EngineRoute:
         sampler = cast("ChoiceSampler", delta.request.samplers[delta.choice])
         return (self._spelling.spelt(sampler.scored.popleft()),) if sampler.scored else None
 
+    def drain(self) -> None:
+        """Let everything that runs or waits end; who comes from now on waits, until `close`."""
+        self._calls.drain()
+
     def close(self) -> None:
         """End everything and free the memory."""
         self._calls.close()

@@ -116,11 +116,15 @@ class TransformersLLM(BackendLLM):
         vars(self).pop("_identity", None)
 
     def _replace(self, loaded: LoadedModel) -> None:
-        """Make another model this object's; what the old one was generating ends with `ModelClosed`."""
-        end_before = self._end_routes
+        """Make another model this object's, and wait until the old one has ended what it was generating."""
+        before, end_before = self._routes, self._end_routes
         self._take(loaded)
+        before.drain()
         end_before()
         _collect_garbage()
+
+    def _generating(self) -> object:
+        return self._routes
 
     @property
     def engine_info(self) -> EngineInfo:

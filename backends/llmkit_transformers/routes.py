@@ -201,6 +201,12 @@ class Routes:
             warnings.warn(problem, NotReproducibleWarning, stacklevel=2)
         return verdict
 
+    def drain(self) -> None:
+        """Wait until all that was handed in has ended; nothing more comes in on the engine."""
+        if self._engine is not None:
+            self._engine.drain()
+        self._thread.run(lambda: None)
+
     def close(self) -> None:
         """End everything, and free the keys and values."""
         if self._engine is not None:

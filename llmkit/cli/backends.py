@@ -1,6 +1,6 @@
-"""`llmkit backends`: what is installed, and how to install the rest.
+"""`llmkit backends`: what is installed, how to install the rest, and whether one keeps llmkit's contract.
 
-It imports no backend: everything it prints comes from package metadata.
+The list imports no backend: everything in it comes from package metadata.
 """
 
 from __future__ import annotations
@@ -12,19 +12,39 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.terminal import emit, emit_json
-from llmkit.registry import available_backends
+from llmkit.registry import available_backends, backend_class
 
 
 def backends(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:MODEL]", help="Run the conformance kit on a backend instead; it needs pytest."),
+    ] = None,
 ) -> None:
-    """List the backends."""
+    """List the backends, or check one."""
+    if check is not None:
+        raise typer.Exit(_checked(check))
     infos = available_backends().values()
     if as_json:
         emit_json([{**asdict(info), "available": info.available} for info in infos])
         return
     rows = [(info.name, info.distribution, "available" if info.available else info.install) for info in infos]
     emit(aligned([("NAME", "PACKAGE", "STATUS"), *rows]))
+
+
+def _checked(name: str) -> int:
+    """The exit code of the conformance kit.
+
+    Raises:
+        UnknownBackend: no such backend is installed.
+        BackendUnavailable: something it needs is not installed.
+    """
+    from llmkit.testing.check import check
+
+    backend, _, model = name.partition(":")
+    backend_class(backend)
+    return 0 if check(f"{backend}:{model}") else 1
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

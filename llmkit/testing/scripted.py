@@ -21,7 +21,7 @@ from llmkit.fingerprint import fingerprint
 from llmkit.noise import uniform
 from llmkit.structured import KINDS
 from llmkit.text import StopMatcher
-from llmkit.types import Chunk, Request, joined
+from llmkit.types import Chunk, Message, Request, joined
 
 Answer: TypeAlias = "str | Sequence[str]"
 Answers: TypeAlias = "Answer | Mapping[str, Answer] | Callable[[str], Answer]"
@@ -51,7 +51,8 @@ class ScriptedLLM(BackendLLM):
 
     Args:
         answers: the answer to everything; or answers by prompt; or a function from prompt to answer. The prompt here
-            is the string, or the content of the last message. A list of strings is an answer with alternatives.
+            is the string, or the content of the last message that is not the model's own. A list of strings is an
+            answer with alternatives.
         model_name: the name it goes by.
         context_length: tokens that prompt and new text may have together; None for no limit.
         tokens: cuts a text into tokens that join to it; `words` or `characters`, or a function of your own.
@@ -147,7 +148,7 @@ class ScriptedLLM(BackendLLM):
         return answer[bisect_right(reached, uniform(params.seed or 0, choice, 0) * reached[-1])]
 
     def _answer_to(self, request: Request) -> Answer:
-        prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
+        prompt = request.prompt if isinstance(request.prompt, str) else _last_said(request.prompt)
         if callable(self._answers):
             return self._answers(prompt)
         if not isinstance(self._answers, Mapping):
@@ -155,6 +156,12 @@ class ScriptedLLM(BackendLLM):
         if prompt not in self._answers:
             raise InvalidRequest(f"no answer is scripted for {prompt!r}")
         return self._answers[prompt]
+
+
+def _last_said(messages: Sequence[Message]) -> str:
+    """The last message that is not the model's own, or the last of all."""
+    others = [message.content for message in messages if message.role != "assistant"]
+    return others[-1] if others else messages[-1].content
 
 
 def token_id(token: str) -> int:
