@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import threading
 from pathlib import Path
 
 import gguf
@@ -185,6 +187,24 @@ def test_after_close_every_call_says_so_and_the_memory_is_free() -> None:
     ):
         with pytest.raises(ModelClosed):
             call()
+
+
+def test_a_model_that_is_dropped_without_closing_is_freed_with_its_threads() -> None:
+    def own_threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("llmkit")}
+
+    before = own_threads()
+    llm = LlamaCppLLM()
+    llm.run("Hello!", max_tokens=2)
+    llm.run("Hello!", max_tokens=2, seed=1)
+    model, threads = llm._model, own_threads() - before
+    assert len(threads) == 2
+    del llm
+    gc.collect()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert model.handle is None
 
 
 def test_no_room_for_the_cells_is_told_before_they_are_taken() -> None:
