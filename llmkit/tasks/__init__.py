@@ -10,10 +10,11 @@ from llmkit.tasks.few_shot import FewShot
 from llmkit.tasks.metadata import METADATA, failure
 from llmkit.tasks.pairwise_judge import PairwiseJudge
 from llmkit.tasks.question_answering import QuestionAnswering
+from llmkit.tasks.statistics import Statistics
 from llmkit.tasks.step import Columns, Row, Step
 from llmkit.tasks.structured_generation import StructuredGeneration
 from llmkit.tasks.summarization import Summarization
-from llmkit.tasks.task import ChatType, Statistics, Task
+from llmkit.tasks.task import ChatType, Task
 from llmkit.tasks.text_classification import TextClassification
 from llmkit.tasks.text_generation import TextGeneration
 from llmkit.tasks.translation import Translation

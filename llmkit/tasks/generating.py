@@ -59,6 +59,20 @@ def outcomes(llm: BaseLLM, requests: Sequence[Request]) -> list[Outcome]:
     return [_joined([next(done) for _ in range(request.params.n)]) for request in requests]
 
 
+def completed(outcomes: Sequence[Outcome] | None) -> list[Completion]:
+    """The completions, if all of them are.
+
+    Raises:
+        Exception: the first error among them.
+    """
+    completions: list[Completion] = []
+    for outcome in outcomes or ():
+        if isinstance(outcome, Exception):
+            raise outcome
+        completions.append(outcome)
+    return completions
+
+
 def check_params(llm: BaseLLM, params: GenerationParams) -> None:
     """Refuse parameters that the model cannot honour, before any request.
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
 from loguru import logger
 
 from llmkit.backend import BackendLLM
 from llmkit.base import BaseLLM
-from llmkit.errors import InvalidRequest, ParameterError
+from llmkit.errors import InvalidRequest, LLMKitError, ParameterError
 from llmkit.params import GenerationParams
 from llmkit.prompts import AUTO, PromptStyle, as_style
 from llmkit.registry import load
 from llmkit.structured import Constraint, Kind
-from llmkit.tasks.generating import FAULTS_OF_ALL, Outcome, check_params, outcomes
+from llmkit.tasks.generating import FAULTS_OF_ALL, Outcome, check_params, completed, outcomes
 from llmkit.tasks.identity import described
 from llmkit.tasks.metadata import METADATA, Notes, error_key, failure, merged
+from llmkit.tasks.statistics import Statistics, token_counts
 from llmkit.tasks.step import Row, Step
 from llmkit.types import Completion, Request, as_messages
 
@@ -31,31 +32,6 @@ ChatType: TypeAlias = "list[dict[str, Any]]"
 """Messages as dictionaries with `role` and `content`, the form of OpenAI's chat completions."""
 
 Rounds: TypeAlias = "Generator[list[Request], list[Completion], Row]"
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a task did since it was made; tokens are counted where the model tells them.
-
-    Attributes:
-        rows: rows that came in.
-        failures: rows that gave None, for one generation at least.
-        prompt_tokens: tokens that the model read.
-        completion_tokens: tokens that it generated.
-    """
-
-    rows: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.rows + other.rows,
-            self.failures + other.failures,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
 
 
 class Task(Step):
@@ -141,9 +117,7 @@ class Task(Step):
         """Load the model, if it was given as a name or a function."""
         with self._lock:
             if self._loaded is None:
-                model = load(self.llm) if isinstance(self.llm, str) else self._made()
-                check_params(model, self._params_of_one)
-                self._loaded = model
+                self._loaded = self._made()
 
     def unload(self) -> None:
         """Close the model that `load` loaded; one that was passed is its owner's to close."""
@@ -161,9 +135,16 @@ class Task(Step):
         return self._loaded
 
     def _made(self) -> BaseLLM:
-        model = self.llm() if callable(self.llm) and not isinstance(self.llm, BaseLLM) else self.llm
+        """A model of this task's own; closed again where it cannot honour the parameters."""
+        make = self.llm
+        model: object = load(make) if isinstance(make, str) else make() if callable(make) else make
         if not isinstance(model, BaseLLM):
             raise ParameterError(f"llm must be a function that gives a model, it gave {model!r}")
+        try:
+            check_params(model, self._params_of_one)
+        except LLMKitError:
+            model.close()
+            raise
         return model
 
     # --- working ----------------------------------------------------------------------------------------------------
@@ -207,7 +188,7 @@ class Task(Step):
             asked = yield from self._rounds(row, seed)
             messages = self.format_input(asked)
             answers = yield [self._request(messages, asked, seed)]
-            [completion] = _completed(answers)
+            [completion] = completed(answers)
         except FAULTS_OF_ALL:
             raise
         except Exception as error:  # noqa: BLE001 - a row whose way ends here gives None and the reason
@@ -226,7 +207,7 @@ class Task(Step):
             except StopIteration as finished:
                 return finished.value
             outcomes = yield [replace(r, params=r.params.over(self._params(seed, 1))) for r in requests]
-            answers = _completed(outcomes)
+            answers = completed(outcomes)
 
     def _request(self, messages: ChatType, input: Row, seed: int | None) -> Request:
         return self.request(messages, self._params(seed, self.num_generations), **self.request_fields(input))
@@ -275,7 +256,7 @@ class Task(Step):
             outputs, error = self._nothing(), problem
         notes = self._notes(messages, text, error)
         if self.add_statistics:
-            notes[f"statistics_{self.name}"] = _token_counts(completion, choice)
+            notes[f"statistics_{self.name}"] = token_counts(completion, choice)
         return outputs, notes
 
     def _notes(self, messages: ChatType | None, text: str | None, error: Exception | None) -> Notes:
@@ -375,24 +356,3 @@ class Task(Step):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
-
-
-def _completed(outcomes: Sequence[Outcome] | None) -> list[Completion]:
-    """The completions, if all of them are.
-
-    Raises:
-        Exception: the first error among them.
-    """
-    completions: list[Completion] = []
-    for outcome in outcomes or ():
-        if isinstance(outcome, Exception):
-            raise outcome
-        completions.append(outcome)
-    return completions
-
-
-def _token_counts(completion: Completion, choice: int) -> dict[str, int | None]:
-    n_tokens: int | None = len(completion.choices[choice].token_ids)
-    if not n_tokens:
-        n_tokens = completion.usage.completion_tokens if len(completion.choices) == 1 else None
-    return {"input_tokens": completion.usage.prompt_tokens, "output_tokens": n_tokens}

@@ -285,6 +285,15 @@ def test_a_model_is_loaded_once_when_asked_for_and_closed_by_unload() -> None:
     assert len(made) == 2
 
 
+def test_a_model_that_cannot_honour_the_parameters_is_closed_again() -> None:
+    made: list[ScriptedLLM] = []
+    task = Echo(llm=lambda: made.append(ScriptedLLM()) or made[-1], params={"top_k": 3})
+    with pytest.raises(UnsupportedParameter, match="top_k"):
+        task.load()
+    with pytest.raises(ModelClosed):
+        made[0].run("x")
+
+
 def test_a_model_that_was_passed_is_its_owners_to_close() -> None:
     llm = ScriptedLLM("x")
     task = Echo(llm=llm)
