@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from llmkit import BaseLLM
 from llmkit.pipeline import Pipeline, route, step
@@ -22,6 +23,14 @@ class Echo(BaseLLM):
         return f"heard: {task}"
 
 
+ECHO = Echo()
+
+
+def heard(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "heard": ECHO.run(row["instruction"])}
+
+
+@pytest.mark.slow
 def test_memory_stays_the_same_over_100_000_rows(tmp_path: Path) -> None:
     process, seen = psutil.Process(), list[int]()
 
@@ -32,15 +41,10 @@ def test_memory_stays_the_same_over_100_000_rows(tmp_path: Path) -> None:
                 seen.append(process.memory_info().rss)
             yield {"instruction": f"row {n} of many, with some text behind it to take its place " * 3}
 
-    llm = Echo()
-
-    def heard(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "heard": llm.run(row["instruction"])}
-
     def every_tenth(row: dict[str, Any]) -> str:
         return "ask" if "0 of" in row["instruction"] else "rest"
 
-    ask = TextGeneration(name="ask", llm=llm)
+    ask = TextGeneration(name="ask", llm=ECHO)
     pipeline = (
         Pipeline() >> step(heard, writes=["heard"]) >> route(every_tenth) >> [ask, step(lambda r: r, name="rest")]
     )

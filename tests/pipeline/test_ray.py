@@ -17,6 +17,7 @@ from llmkit.testing import ScriptedLLM
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = [
+    pytest.mark.slow,
     # Ray's own.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
