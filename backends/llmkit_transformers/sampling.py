@@ -18,7 +18,6 @@ from transformers import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 from transformers.generation.logits_process import EpsilonLogitsWarper, EtaLogitsWarper, TopHLogitsWarper
@@ -28,6 +27,7 @@ from llmkit.params import GenerationParams
 from llmkit.structured import Matcher
 from llmkit_transformers.logprobs import ScoredToken, scored
 from llmkit_transformers.masks import only_allowed
+from llmkit_transformers.top_p import NucleusFilter
 
 UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 """Filters that a model's generation config may set and that have no name in llmkit."""
@@ -142,7 +142,7 @@ def filters(params: GenerationParams, model_settings: GenerationConfig | None = 
     if params.top_k is not None and params.top_k > 0:
         chain.append(TopKLogitsWarper(top_k=params.top_k))
     if params.top_p is not None and params.top_p < 1.0:
-        chain.append(TopPLogitsWarper(top_p=params.top_p))
+        chain.append(NucleusFilter(top_p=params.top_p))
     if params.min_p:
         chain.append(MinPLogitsWarper(min_p=params.min_p))
     if params.typical_p is not None and params.typical_p < 1.0:
