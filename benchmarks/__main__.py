@@ -14,19 +14,31 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks.batches import batches
+from benchmarks.company import concurrency, reproducible
 from benchmarks.llama_cpp import llama_cpp_loop
 from benchmarks.measure import Row
 from benchmarks.openai_overhead import openai_overhead
 from benchmarks.overhead import overhead
 from benchmarks.pipeline import pipeline
+from benchmarks.plot import write_plot
 from benchmarks.report import machine, print_table, write_json, write_page
+from benchmarks.reuse import chat, choices
 from benchmarks.startup import startup
+from benchmarks.steps import growth, shares
 from benchmarks.structured import structured
 
 ROOT = Path(__file__).parent.parent
 WORKLOADS: Mapping[str, Callable[[], list[Row]]] = {
     "startup": startup,
     "overhead": overhead,
+    "batches": batches,
+    "choices": choices,
+    "chat": chat,
+    "concurrency": concurrency,
+    "reproducible": reproducible,
+    "growth": growth,
+    "shares": shares,
     "structured": structured,
     "llama_cpp": llama_cpp_loop,
     "openai": openai_overhead,

@@ -51,16 +51,25 @@ def elapsed_s(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], n_rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    sides: Mapping[str, Callable[[], object]], n_rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of each side in each round, after one warm-up of each.
 
     All sides run in every round, so a machine that slows down slows all of them; every other round runs them in
     reverse, so that none always comes first.
+
+    Args:
+        sides: what is timed.
+        n_rounds: how often.
+        before: called before the warm-up and before each round, untimed: it may draw other prompts.
     """
+    before()
     for call in sides.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(n_rounds):
+        before()
         for name in list(sides) if n % 2 == 0 else reversed(sides):
             seconds[name].append(elapsed_s(sides[name]))
     return seconds

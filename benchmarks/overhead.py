@@ -20,7 +20,7 @@ from llmkit import BackendLLM
 
 N_NEW_TOKENS = 64
 N_ROUNDS = 15
-LIMIT = 1.03
+LIMIT = {"embedded": 1.03, "random 32 M": 1.0}
 PROMPT = "Here is a list of facts about the countries of the world and their capitals. France: Paris. Japan: Tokyo."
 
 
@@ -39,7 +39,7 @@ def _on_model(name: str, model: str | None) -> list[Row]:
     workload = f"{name}, {N_NEW_TOKENS} tokens"
     return [
         row(workload, "model.generate", "s", raw),
-        row(workload, "run / generate", "x", ratios(seconds["run"], raw), LIMIT),
+        row(workload, "run / generate", "x", ratios(seconds["run"], raw), LIMIT[name]),
         row(workload, "stream / generate", "x", ratios(seconds["stream"], raw)),
     ]
 

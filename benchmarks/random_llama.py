@@ -6,13 +6,25 @@ Nothing is downloaded. Its texts mean nothing; its costs are those of a model of
 from __future__ import annotations
 
 import itertools
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llmkit_transformers import TransformersLLM
+
 N_VOCABULARY = 8192
+
+
+@contextmanager
+def random_llama() -> Generator[TransformersLLM]:
+    """The model, loaded on the processor."""
+    with tempfile.TemporaryDirectory() as folder, TransformersLLM(save_random_llama(Path(folder)), device="cpu") as llm:
+        yield llm
 
 
 def save_random_llama(folder: Path) -> Path:

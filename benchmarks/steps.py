@@ -1,0 +1,103 @@
+"""One step taken apart: how its time grows with sequences and history, what attention and sampling take, what is left.
+
+These figures are of the runner alone: no queue, no text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.autograd.profiler_util import EventList
+from torch.profiler import ProfilerActivity, profile
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.measure import Row, elapsed_s, interleaved, ratios, row
+from benchmarks.random_llama import random_llama
+from llmkit import GenerationParams
+from llmkit.engine.runner import Slice
+from llmkit_transformers.keys_values import SequenceBuffers
+from llmkit_transformers.numerics import make_switchable
+from llmkit_transformers.runner import ChoiceSampler, FlatRunner
+from llmkit_transformers.sampling import Sampler
+
+N_ROUNDS = 7
+BATCHES, HISTORIES = (1, 2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2000)
+N_HISTORY, N_BESIDE = 128, 8
+BATCH_GROWTH, HISTORY_GROWTH = "a step, by sequences", "a step, by history"
+VOCABULARY, N_SAMPLED = 150_000, 16
+KINDS: dict[str, tuple[str, ...]] = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_index_put_impl_"),
+}
+
+
+def growth() -> list[Row]:
+    """Seconds of a decoding step with 1 to 64 sequences, and after 64 to 2,000 tokens."""
+    with random_llama() as llm:
+        runner = FlatRunner(llm.model)
+        sizes = {f"{n} sequences, {N_HISTORY} tokens": _step(runner, [N_HISTORY] * n, False) for n in BATCHES}
+        modes = {f"{n} sequences, reproducible": _step(runner, [N_HISTORY] * n, True) for n in BATCHES}
+        lone = {f"{n} tokens, alone": _step(runner, [n], False) for n in HISTORIES}
+        beside = {f"{n} tokens, {N_BESIDE} sequences": _step(runner, [n] * N_BESIDE, False) for n in HISTORIES}
+        by_batch, by_history = interleaved(sizes | modes, N_ROUNDS), interleaved(lone | beside, N_ROUNDS)
+    return [
+        *(row(BATCH_GROWTH, name, "s", seconds) for name, seconds in by_batch.items()),
+        *(row(HISTORY_GROWTH, name, "s", seconds) for name, seconds in by_history.items()),
+    ]
+
+
+def shares() -> list[Row]:
+    """Parts of a step with 64 sequences of 16 to 200 tokens; and top-p's part where the vocabulary is large."""
+    with random_llama() as llm:
+        lengths = random.Random(2)
+        step = _step(FlatRunner(llm.model), [lengths.randint(16, 200) for _ in range(64)], False)
+        step()
+        found = [_profiled(step) for _ in range(N_ROUNDS)]
+    rows = [row("a step of 64 sequences", f"share of {kind}", "x", [one[kind] for one in found]) for kind in found[0]]
+    return [*rows, *_sampling()]
+
+
+def _step(runner: FlatRunner, histories: Sequence[int], reproducible: bool) -> Callable[[], object]:
+    """A call that reads one more token of each sequence, always at the same place."""
+    draw = random.Random(5)
+    kept: list[SequenceBuffers] = []
+    for n in histories:
+        kept.append(runner.new())
+        runner.logits([Slice(kept[-1], [draw.randrange(8192) for _ in range(n)], 0, reproducible)])
+    slices = [Slice(buffers, [7], n, reproducible) for buffers, n in zip(kept, histories, strict=True)]
+    return lambda: runner.logits(slices)
+
+
+def _profiled(step: Callable[[], object]) -> dict[str, float]:
+    """Shares of the processor time by kind; `outside torch` is Python's."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        elapsed_us = 1e6 * elapsed_s(step)
+    events: EventList = profiled.key_averages()
+    in_torch = {event.key: event.self_cpu_time_total for event in events}
+    shares = {kind: sum(in_torch.get(name, 0.0) for name in names) / elapsed_us for kind, names in KINDS.items()}
+    whole = min(1.0, sum(in_torch.values()) / elapsed_us)
+    return shares | {"other operations": whole - sum(shares.values()), "what is outside torch": 1 - whole}
+
+
+def _sampling() -> list[Row]:
+    """Choosing sixteen tokens with top-p from 150,000 each, beside the step that they are chosen in."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **shape)).eval()
+    make_switchable(model)
+    step = _step(FlatRunner(model), [N_HISTORY] * N_SAMPLED, False)
+    logits = 4 * torch.randn(N_SAMPLED, VOCABULARY)
+    params = GenerationParams(do_sample=True, temperature=1.0, top_p=0.9, seed=1)
+
+    def sample() -> None:
+        for one in logits:
+            ChoiceSampler(Sampler(params, 0, GenerationConfig()), ()).choose(one, 0)
+
+    seconds = interleaved({"step": step, "top-p": sample}, N_ROUNDS)
+    workload = f"top-p of {N_SAMPLED} sequences, vocabulary {VOCABULARY:,}"
+    return [
+        row(workload, "choosing", "s", seconds["top-p"]),
+        row(workload, "choosing / the step's forward pass", "x", ratios(seconds["top-p"], seconds["step"])),
+    ]
