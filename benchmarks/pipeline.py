@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import random
 import signal
+import statistics
 import string
 import subprocess
 import sys
@@ -80,8 +81,8 @@ def against_distilabel(workload: str, whole_s: list[float], around_s: list[float
     python = peer_python()
     if python is None:
         return []
-    theirs = [_peer_seconds(python) for _ in range(3)]
-    median = sorted(theirs)[1]
+    theirs = [_peer_seconds(python) for _ in range(2)]
+    median = statistics.median(theirs)
     return [
         row(workload, "distilabel 1.5.3, all of it, a row", "us", [1e6 * s / N_ROWS for s in theirs]),
         row(workload, "around the steps / distilabel", "x", [s / median for s in around_s], 0.01),
