@@ -9,14 +9,15 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from llmkit.cli.terminal import say, working
-from llmkit.prompts import PromptStyle, as_style
 from llmkit.registry import EMBEDDED_MODEL
-from llmkit.training_data import load_tokenizer, prepare_dataset
+
+if TYPE_CHECKING:
+    from llmkit.prompts import PromptStyle
 
 
 def prepare(
@@ -45,6 +46,9 @@ def prepare(
     pad: Annotated[bool, typer.Option("--pad/--no-pad", help="Lengthen all examples to the longest.")] = True,
 ) -> None:
     """Prepare records for fine-tuning."""
+    # Imported when it is used: it needs pydantic, and `llmkit --help` does not.
+    from llmkit.training_data import load_tokenizer, prepare_dataset
+
     check_output(output)
     style, names = _style(prompt_type, model), _object(data_col_dict, "--data-col-dict")
     with working("Preparing ..."):
@@ -93,6 +97,8 @@ def check_output(output: Path) -> None:
 
 
 def _style(text: str, model: str | None) -> PromptStyle:
+    from llmkit.prompts import as_style
+
     named = _object(text, "--prompt-type") if text.lstrip().startswith("{") else text
     return as_style(named, model or EMBEDDED_MODEL)
 

@@ -12,7 +12,7 @@ def test_help_lists_every_command_and_is_plain_text(llmkit: Run) -> None:
     process = llmkit("--help")
     assert process.returncode == 0
     assert process.stderr == ""
-    assert {"run", "task", "chat", "backends", "schema"} <= set(process.stdout.split())
+    assert {"run", "task", "chat", "prepare", "backends", "schema"} <= set(process.stdout.split())
     assert process.stdout.isascii(), "no boxes where no terminal reads it"
 
 
