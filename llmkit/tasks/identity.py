@@ -65,6 +65,8 @@ def _described_code(what: type | Callable[..., Any]) -> dict[str, Any]:
     return {"name": getattr(what, "__qualname__", repr(what)), "code": code_digest(what), **kept}
 
 
+# Finding source takes milliseconds, and a class or function keeps that with which it was made.
+@functools.lru_cache(maxsize=256)
 def _source(what: type | Callable[..., Any]) -> str:
     """Its source; bytecode where it was typed in; the name of what is built into Python."""
     try:
