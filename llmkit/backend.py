@@ -330,7 +330,7 @@ class BackendLLM(BaseLLM):
     def _check_not_replaced(self, call: Call) -> None:
         """Refuse to give one model the tokens of another; checked once it is settled which one generates."""
         if call.begun_for is not self._generating():
-            raise GenerationError(f"the model was replaced by {self.model_name!r} after this call had begun; call again")
+            raise GenerationError(f"the model was replaced by {self.model_name!r} after this call began; call again")
 
     def _record_call(self, call: Call) -> None:
         if call.requests:

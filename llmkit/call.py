@@ -27,9 +27,14 @@ ReadAnswer: TypeAlias = Callable[[Request, Choice], Answer]
 
 @dataclass(slots=True)
 class Call:
-    """The settled requests of one call, and the completions that grow from their chunks; its clock runs from here."""
+    """The settled requests of one call, and the completions that grow from their chunks; its clock runs from here.
+
+    Attributes:
+        begun_for: what was to generate when they were settled.
+    """
 
     prepared: Sequence[Prepared]
+    begun_for: object = None
     builders: list[CompletionBuilder] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -60,7 +60,12 @@ class OwnThread:
         """
         chunks: SimpleQueue[Chunk | None] = SimpleQueue()
         cancelled = threading.Event()
-        future = self._queued(lambda: work(chunks.put, cancelled), may_wait)
+
+        def was_cut() -> bool:
+            work(chunks.put, cancelled)
+            return cancelled.is_set()
+
+        future = self._queued(was_cut, may_wait)
         future.add_done_callback(lambda _: chunks.put(None))
         self._running.add(cancelled)
         try:
@@ -79,12 +84,12 @@ class OwnThread:
         """
         return self._submitted(function).result()
 
-    def _queued(self, work: Callable[[], None], may_wait: bool) -> Future[None]:
+    def _queued(self, work: Callable[[], bool], may_wait: bool) -> Future[bool]:
         """The work in the queue; its place is free once it starts, or is cancelled before."""
 
-        def start() -> None:
+        def start() -> bool:
             self._places.give_back()
-            work()
+            return work()
 
         self._places.take(wait=may_wait)
         future = self._submitted(start)
@@ -97,10 +102,11 @@ class OwnThread:
         except RuntimeError as error:
             raise ModelClosed(self._name) from error
 
-    def _raise_failure(self, future: Future[None]) -> None:
-        if future.cancelled() or self._is_closed:
+    def _raise_failure(self, future: Future[bool]) -> None:
+        """Raise what ended a work early; its reader is still here, so only closing can have cut it."""
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or (error is None and future.result()) or (error is not None and self._is_closed):
             raise ModelClosed(self._name)
-        error = future.exception()
         if isinstance(error, self._passed_on):
             raise error
         if error is not None:
