@@ -5,7 +5,6 @@ It knows nothing of attention; what stands behind the last token may be old but 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 TILE = 64
@@ -76,7 +75,9 @@ class SequenceBuffers:
 
 def _grown(old: Tensor | None, like: Tensor, n_tokens: int) -> Tensor:
     """A buffer for so many tokens with the old one's contents; zeros elsewhere, since 0 x NaN would leak."""
-    made = torch.zeros(like.shape[0], whole_tiles(n_tokens), like.shape[2], dtype=like.dtype, device=like.device)
+    made = like.new_empty(like.shape[0], whole_tiles(n_tokens), like.shape[2])
+    n_old = 0 if old is None else old.shape[1]
+    made[:, n_old:] = 0
     if old is not None:
-        made[:, : old.shape[1]] = old
+        made[:, :n_old] = old
     return made
