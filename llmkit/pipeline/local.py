@@ -53,15 +53,18 @@ def _advance(flow: Flow, batch: Batch, stage: Stage, journal: Journal | None, pr
     ids, origins = stage.ids(items), stage.origins(items)
     results = journal.find(ids) if journal is not None and not journal.was_empty else {}
     progress.reused += len(results)
-    missing = [item for item, id in zip(items, ids, strict=True) if id not in results]
+    missing = [(item, id) for item, id in zip(items, ids, strict=True) if id not in results]
     for some in _sliced(missing, stage.step.input_batch_size):
         results.update(_made(stage, some, journal, progress))
     flow.give(batch, stage.name, items, origins, [results[id] for id in ids])
 
 
-def _made(stage: Stage, items: Sequence[Item], journal: Journal | None, progress: Progress) -> dict[bytes, str]:
+def _made(
+    stage: Stage, missing: Sequence[tuple[Item, bytes]], journal: Journal | None, progress: Progress
+) -> dict[bytes, str]:
     before = stage.tokens
-    made = stage.make(items)
+    items, ids = zip(*missing, strict=True)
+    made = stage.make(items, ids)
     progress.tokens += stage.tokens - before
     progress.computed += len(made)
     progress.failed += sum(result.failed for result in made)
@@ -71,8 +74,8 @@ def _made(stage: Stage, items: Sequence[Item], journal: Journal | None, progress
     return {result.id: result.rows for result in made}
 
 
-def _sliced(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+def _sliced(missing: Sequence[tuple[Item, bytes]], size: int) -> Iterator[Sequence[tuple[Item, bytes]]]:
+    return (missing[at : at + size] for at in range(0, len(missing), size))
 
 
 def _with_last(

@@ -100,13 +100,13 @@ class Stage:
         """The names of the items' results: two are equal only where row, steps, code, parameters and models are."""
         return [digest(origin + item.key) for origin, item in zip(self.origins(items), items, strict=True)]
 
-    def make(self, items: Sequence[Item]) -> list[Made]:
-        """The results of these items, in their order; at most `input_batch_size` items go to the step at once.
+    def make(self, items: Sequence[Item], ids: Sequence[bytes]) -> list[Made]:
+        """The results of these items, in their order; at most `input_batch_size` of them go to the step at once.
 
         Raises:
             LLMKitError: a fault that every row would meet, such as a model that cannot be had.
         """
-        ids, size = self.ids(items), self.step.input_batch_size
+        size = self.step.input_batch_size
         texts = [text for at in range(0, len(items), size) for text in self._texts(items[at : at + size])]
         return [Made(id, text, failed) for id, (text, failed) in zip(ids, texts, strict=True)]
 
