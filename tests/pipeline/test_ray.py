@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused_at_once(two_cpus: None) -> None:
         list(ask.stream(rows(), runner=RayRunner(concurrency=3)))
     with pytest.raises(PipelineError, match="need 1 GPUs together, Ray has 0"):
         list(ask.stream(rows(), runner=RayRunner(num_gpus=1)))
-    with pytest.raises(PipelineError, match="there is no step 'aks', the steps are: ask"):
-        list(ask.stream(rows(), runner=RayRunner(concurrency={"aks": 2})))
+    with pytest.raises(PipelineError, match="there is no step 'askk', the steps are: ask"):
+        list(ask.stream(rows(), runner=RayRunner(concurrency={"askk": 2})))
     with pytest.raises(ParameterError, match="concurrency must be a number >= 1, got 0"):
         RayRunner(concurrency=0)

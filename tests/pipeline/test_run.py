@@ -82,8 +82,8 @@ def test_a_route_to_no_step_is_an_error_and_one_that_fails_lets_the_row_leave_wi
         return row["to"]
 
     pipeline = Pipeline() >> route(chosen) >> [step(lambda row: row, name="first")]
-    with pytest.raises(PipelineError, match="chosen must choose among first, got 'frist'; did you mean 'first'"):
-        list(pipeline.stream([{"to": "frist"}]))
+    with pytest.raises(PipelineError, match="chosen must choose among first, got 'firstt'; did you mean 'first'"):
+        list(pipeline.stream([{"to": "firstt"}]))
     assert list(pipeline.stream([{"to": "first"}, {"x": 1}])) == [
         {"to": "first"},
         {"x": 1, METADATA: {"error_chosen": "KeyError: 'to'"}},
