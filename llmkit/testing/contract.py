@@ -33,7 +33,12 @@ UNICODE = ("Grüße aus Köln", "日本の首都は", "مرحبا بالعالم
 CONSTRAINTS: dict[str, tuple[str, Any]] = {
     "schema": (
         "Is snow white? Answer in JSON.",
-        {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]},
+        {
+            "type": "object",
+            "properties": {"yes": {"type": "boolean"}},
+            "required": ["yes"],
+            "additionalProperties": False,
+        },
     ),
     "regex": ("Spell aab.", "[ab]{3}"),
     "choice": ("Red or green?", ["red", "green"]),

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.backend import BackendLLM
-from llmkit.types import Completion
+from llmkit.params import GenerationParams
+from llmkit.types import Completion, Conversation, Request
 
 SEEDS = range(6)
 
@@ -74,8 +75,17 @@ class Subject:
 
     def sampled(self, **overrides: Any) -> list[str]:
         """A hot text of each prompt and seed."""
-        settings = {**self.declared(temperature=self.hot, do_sample=True), **overrides}
-        return [self.complete(p, **self.declared(seed=seed), **settings).text for p in self.prompts for seed in SEEDS]
+        settings = {**self.declared(temperature=self.hot, do_sample=True), "max_tokens": self.n_tokens, **overrides}
+        asked = [(prompt, self.declared(seed=seed)) for prompt in self.prompts for seed in SEEDS]
+        requests = [Request(prompt, GenerationParams(**seeded, **settings)) for prompt, seeded in asked]
+        return [completion.text for completion in self.llm.complete_batch(requests)]
+
+    def read(self, task: Conversation, **overrides: Any) -> tuple[object, ...]:
+        """What shows how the model read a prompt: its length, the likeliest text, and how likely it is."""
+        settings = {"max_tokens": self.n_tokens, **self.declared(temperature=0, logprobs=0), **overrides}
+        completion = self.llm.complete(task, **settings)
+        entries = completion.choices[0].logprobs or ()
+        return completion.usage.prompt_tokens, completion.text, [entry.logprob for entry in entries]
 
     def longer(self) -> Subject:
         """The same with as many tokens as a penalty may need to show."""
@@ -147,7 +157,9 @@ def _changes(*pairs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Callable[[S
 
 
 def _num_beams(subject: Subject) -> bool:
-    return any(subject.complete(p, num_beams=4).text != subject.greedy(p) for p in subject.prompts)
+    """Some text is not the greedy one, also where the model is at a loss, for a sure one has no better beam."""
+    prompts = (*subject.prompts, "xq zt", "1 4 1 5", "once upon")
+    return any(subject.complete(p, num_beams=4, raw=True).text != subject.greedy(p, raw=True) for p in prompts)
 
 
 def _among_beams(a: Mapping[str, Any], b: Mapping[str, Any]) -> Callable[[Subject], bool]:
@@ -200,25 +212,19 @@ def _eos_token_id(subject: Subject) -> bool:
 
 
 def _bos_token_id(subject: Subject) -> bool:
-    def read(**overrides: Any) -> list[object]:
-        completions = [subject.likeliest(prompt, **overrides) for prompt in subject.prompts]
-        return [(one.text, one.usage.prompt_tokens) for one in completions]
-
-    plain = read()
-    return any(_differ(plain, read(bos_token_id=token_id)) for token_id in range(1, 9))
+    prompt = subject.prompts[0]
+    return any(subject.read(prompt, bos_token_id=token_id) != subject.read(prompt) for token_id in range(1, 9))
 
 
 def _system_prompt(subject: Subject) -> bool:
-    plain, told = (subject.complete(subject.prompts[0], **one) for one in ({}, {"system_prompt": "Be brief, please."}))
-    return (plain.text, plain.usage.prompt_tokens) != (told.text, told.usage.prompt_tokens)
+    prompt = subject.prompts[0]
+    return subject.read(prompt, system_prompt="Be brief, please.") != subject.read(prompt)
 
 
 def _role(subject: Subject) -> bool:
     """The sides change places: what the user would say next is another text than what the assistant would."""
     greeting = ({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello! How can I help you?"})
-    settings = {"max_tokens": subject.n_tokens, **subject.declared(temperature=0)}
-    answers = [subject.llm.complete(greeting, role=role, **settings) for role in ("assistant", "user")]
-    return answers[0].text != answers[1].text or answers[0].usage != answers[1].usage
+    return subject.read(greeting, role="user") != subject.read(greeting, role="assistant")
 
 
 PROBES: Mapping[str, Callable[[Subject], bool]] = {
