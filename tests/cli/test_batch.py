@@ -141,7 +141,7 @@ def test_a_pipeline_file_is_checked_and_drawn_without_a_model(llmkit: Run, pipel
     [
         ("batch_size", "batchsize", "unknown key 'batchsize'; did you mean 'batch_size'"),
         ("TextGeneration", "TextGenerator", "there is no task 'TextGenerator'; did you mean 'TextGeneration'"),
-        ("own.py:clean", "own.py:cleann", "own.py:cleann cannot be imported"),
+        ("own.py:clean", "own.py:clear_up", "own.py:clear_up cannot be imported"),
         ("own.py:clean", "clean", "code must be named as file.py:name or package.module:name, got 'clean'"),
         ("name: ask", "nom: ask", "unknown parameter 'nom'; did you mean 'name'"),
         ("steps:", "runner: {ray: {workers: 2}}\nsteps:", "unknown key 'workers'"),
