@@ -63,6 +63,7 @@ def test_a_seeded_choice_does_not_depend_on_how_many_there_are(llm: Transformers
     assert len({choice.token_ids for choice in three}) > 1
 
 
+@pytest.mark.filterwarnings("ignore::llmkit.errors.ContextWarning")
 def test_a_seeded_chat_of_ten_turns_gives_the_same_bits_replayed_cold(model_folder: Callable[..., Path]) -> None:
     params = {"max_tokens": 3, "temperature": 0.9, "seed": 11}
     with TransformersLLM(str(model_folder())) as llm:
