@@ -88,7 +88,7 @@ def _sampling() -> list[Row]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **shape)).eval()
     make_switchable(model)
     step = _step(FlatRunner(model), [N_HISTORY] * N_SAMPLED, False)
-    logits = 4 * torch.randn(N_SAMPLED, VOCABULARY)
+    logits = 8 * torch.randn(N_SAMPLED, VOCABULARY)  # nuclei of some tokens to some dozens, as trained models have
     params = GenerationParams(do_sample=True, temperature=1.0, top_p=0.9, seed=1)
 
     def sample() -> None:

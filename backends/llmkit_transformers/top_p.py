@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TopPLogitsWarper
 
 _N_LIKELIEST = 1024
-_ROUNDING = 1e-4
+_ROUNDING = 1e-5
 """How far apart two sums of the same probabilities may be that are added up in float32 in another order."""
 
 
