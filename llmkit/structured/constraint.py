@@ -12,16 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
-from pydantic.json_schema import GenerateJsonSchema
-
 from llmkit.errors import InvalidConstraint, ParameterError, StructuredOutputInvalid
 from llmkit.structured import grammars
 from llmkit.structured.json_schema import checked_schema, json_problem
 
 if TYPE_CHECKING:
-    from pydantic_core import core_schema
+    from pydantic import TypeAdapter
 
 Kind: TypeAlias = Literal["schema", "regex", "choice", "grammar"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -99,12 +95,14 @@ class Constraint:
         return text
 
     def _parsed_json(self, text: str) -> Any:
+        if self.type_adapter is not None:
+            from llmkit.structured import python_types
+
+            return python_types.read(self.type_adapter, text)
         try:
-            if self.type_adapter is not None:
-                return self.type_adapter.validate_json(text)
             value = json.loads(text)
         except ValueError as error:
-            raise StructuredOutputInvalid(self.kind, _first_line(error), text) from error
+            raise StructuredOutputInvalid(self.kind, str(error), text) from error
         if (problem := json_problem(self.source, value)) is not None:
             raise StructuredOutputInvalid(self.kind, problem, text)
         return value
@@ -126,34 +124,10 @@ def _from_schema(schema: object) -> Constraint:
 
 
 def _from_type(kind: Any) -> Constraint:
-    try:
-        adapter = TypeAdapter[Any](kind)
-        source = json.dumps(adapter.json_schema(schema_generator=_ClosedObjects), ensure_ascii=False)
-    except (PydanticUserError, PydanticInvalidForJsonSchema, NameError, ValueError, TypeError) as error:
-        raise InvalidConstraint("schema", f"no JSON schema can be made of {kind!r}: {_first_line(error)}") from error
+    from llmkit.structured import python_types
+
+    adapter, source = python_types.adapter_and_schema(kind)
     return Constraint("schema", source, getattr(kind, "__name__", ""), adapter)
-
-
-class _ClosedObjects(GenerateJsonSchema):
-    """Schemas of types whose objects have no other keys than their fields.
-
-    A type has no place for others, and a model left free to invent keys may do so until its tokens run out.
-    """
-
-    def model_schema(self, schema: core_schema.ModelSchema) -> dict[str, Any]:
-        return _closed(super().model_schema(schema))
-
-    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
-        return _closed(super().dataclass_schema(schema))
-
-    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> dict[str, Any]:
-        return _closed(super().typed_dict_schema(schema))
-
-
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type") == "object":
-        schema.setdefault("additionalProperties", False)
-    return schema
 
 
 def _from_choice(choice: object) -> Constraint:
@@ -179,11 +153,3 @@ _READERS: Mapping[str, Callable[[object], Constraint]] = {
     "choice": _from_choice,
     "grammar": partial(_from_text, "grammar"),
 }
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: {first['msg']}" if where else first["msg"]
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
