@@ -63,7 +63,7 @@ def reproducible_numerics(active: bool, *, packed: bool = False) -> Generator[No
 
     Args:
         active: whether in those forms.
-        packed: where they are not asked for, compute products by oneDNN all the same: for some four to a hundred rows of
+        packed: where they are not asked for, compute products by oneDNN all the same: for four to a hundred rows of
             float32 its kernels take about half of MKL's time, at the price of a second copy of the weights.
     """
     before = _mode.reproducible, _mode.packed
