@@ -119,10 +119,14 @@ class LlamaCppLLM(BackendLLM):
         self._forget_identity("_digests", "fingerprint")
 
     def _replace(self, files: ModelFiles, device: str | None, adapter: Path | None) -> None:
-        """Make another model this object's; what the old one was generating ends with `ModelClosed`."""
-        end_before = self._end_routes
+        """Make another model this object's, and wait until the old one has ended what it was generating."""
+        before, end_before = self._routes, self._end_routes
         self._take(files, device, adapter)
+        before.drain()
         end_before()
+
+    def _generating(self) -> object:
+        return self._routes
 
     def _rebind(self, model_name: str | None, device: str | None) -> None:
         self._check_open()

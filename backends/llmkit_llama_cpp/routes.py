@@ -186,6 +186,12 @@ class Routes:
         """The log-probabilities of a sampler's oldest token that nobody has fetched."""
         return (self._encoder.spelt(sampler.scored.popleft()),) if sampler.scored else None
 
+    def drain(self) -> None:
+        """Wait until all that was handed in has ended; nothing more comes in on the engine."""
+        if self._engine is not None:
+            self._engine.drain()
+        self._thread.run(lambda: None)
+
     def close(self) -> None:
         """End everything, and free cells and weights."""
         if self._engine is not None:

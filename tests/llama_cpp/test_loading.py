@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gguf
 import huggingface_hub.constants
@@ -210,3 +212,18 @@ def test_a_model_that_is_dropped_without_closing_is_freed_with_its_threads() -> 
 def test_no_room_for_the_cells_is_told_before_they_are_taken() -> None:
     with pytest.raises(MemoryError, match="tokens of keys and values need"):
         LlamaCppLLM(kv_cache_bytes=2**50)
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 1, "temperature": 1.0}], ids=["engine", "alone"])
+def test_a_call_that_runs_ends_with_the_model_that_it_began_with(tmp_path: Path, settings: dict[str, Any]) -> None:
+    other = ggufs.changed(tmp_path / "other.gguf", {"general.name": "other"})
+    with LlamaCppLLM(n_threads=1, max_tokens=12) as llm:
+        expected = llm.run("Tell me a joke.", **settings)
+        stream = llm.stream("Tell me a joke.", **settings)
+        begun = next(stream)
+        with ThreadPoolExecutor(1) as thread:
+            replacing = thread.submit(llm.set_model_name, str(other))
+            assert begun + "".join(stream) == expected
+            replacing.result(60)
+        assert llm.metadata["general.name"] == "other"
+        assert llm.run("Tell me a joke.", **settings) == expected
