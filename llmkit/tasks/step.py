@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, TypeAlias, cast, dataclass_transform
+from typing import Any, ClassVar, NoReturn, Self, TypeAlias, cast, dataclass_transform
 
 from llmkit.errors import InvalidRequest, ParameterError, UnknownParameter, did_you_mean
 from llmkit.tasks.identity import code_digest, described
@@ -85,6 +85,10 @@ class Step(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+    def __rshift__(self, following: object) -> NoReturn:
+        """Say how steps are joined: a step alone knows no pipelines."""
+        raise TypeError("a pipeline begins with Pipeline(): llmkit.pipeline.Pipeline() >> step >> step")
 
     # --- what a subclass defines ------------------------------------------------------------------------------------
 

@@ -125,3 +125,8 @@ def test_the_drawing_is_mermaid() -> None:
         "  n2 --> result\n"
         "  n3 --> result\n"
     )
+
+
+def test_a_step_alone_says_how_a_pipeline_begins() -> None:
+    with pytest.raises(TypeError, match=r"Pipeline\(\) >> step >> step"):
+        step(lambda row: row, name="a") >> step(lambda row: row, name="b")
