@@ -60,7 +60,9 @@ $(VENV)/.run-stamp: pyproject.toml constraints.txt
 	@$(INSTALL) --only-binary :all: -e ".[transformers]"
 	@touch $@
 
-$(VENV)/.dev-stamp: $(VENV)/.run-stamp
+# The example of a backend is a distribution of its own, found through its entry point; what it needs is there by then.
+$(VENV)/.dev-stamp: $(VENV)/.run-stamp examples/custom_backend/pyproject.toml
 	@echo "Installing the development tools into $(VENV)" >&2
-	@$(INSTALL) -e ".[transformers,llama-cpp,openai,dev]"
+	@$(INSTALL) -e ".[transformers,llama-cpp,openai,lora,ray,data,structured,dev]"
+	@$(INSTALL) --no-deps -e examples/custom_backend
 	@touch $@

@@ -5,19 +5,39 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 BACKENDS = ("llmkit_llama_cpp", "llmkit_openai", "llmkit_transformers")
 PACKAGES = (ROOT / "llmkit", *(ROOT / "backends" / name for name in BACKENDS))
+
+PLAIN = {
+    "jinja2": "templates of tasks, and chat templates",
+    "jsonschema": "checking schemas and the arguments of tool calls",
+    "loguru": "the event log",
+    "psutil": "memory and processors",
+    "pydantic": "what comes from outside: GPT tasks, schemas of types, arguments of functions",
+    "pyyaml": "pipelines and presets in files",
+    "rich": "the command line",
+    "tqdm": "progress of batches",
+    "typer": "the command line",
+}
+"""What a plain install brings, and what for. All are small; each is imported where it is used."""
+
+HEAVY = {
+    *("torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "peft", "llama-cpp-python", "llguidance"),
+    *("numpy", "pandas", "pyarrow", "datasets", "ray", "huggingface-hub", "httpx", "fastapi", "gradio", "matplotlib"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +94,38 @@ def test_wheel_carries_its_licence(wheel: zipfile.ZipFile, metadata: Message) ->
 
 
 def test_plain_install_is_light(metadata: Message) -> None:
-    plain = {r.name for r in map(Requirement, metadata.get_all("Requires-Dist", [])) if r.marker is None}
-    assert plain == {"jsonschema", "loguru", "psutil", "pydantic", "rich", "tqdm", "typer"}
+    plain = [r for r in map(Requirement, metadata.get_all("Requires-Dist", [])) if r.marker is None]
+    assert {r.name for r in plain} == PLAIN.keys()
+    assert installed_with(plain).isdisjoint(HEAVY)
+    assert installed_with([Requirement("transformers")]) >= {"numpy", "huggingface-hub"}, "what is brought along counts"
+
+
+def installed_with(wanted: Iterable[Requirement]) -> set[str]:
+    """The distributions that these requirements bring into this environment."""
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    waiting = [(r.name, extra) for r in wanted if applies(r) for extra in ("", *r.extras)]
+    while waiting:
+        name, extra = waiting.pop()
+        if (canonicalize_name(name), extra) in seen:
+            continue
+        seen.add((canonicalize_name(name), extra))
+        found.add(canonicalize_name(name))
+        for line in needs_of(name):
+            if applies(needed := Requirement(line), extra):
+                waiting += [(needed.name, e) for e in ("", *needed.extras)]
+    return found
+
+
+def applies(requirement: Requirement, extra: str = "") -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def needs_of(name: str) -> list[str]:
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []
 
 
 def test_all_covers_every_extra_but_dev() -> None:
@@ -94,9 +144,29 @@ def test_constraints_pin_exact_versions_without_a_build_tag() -> None:
     assert all(re.fullmatch(r"==[\d.]+(post\d+)?", str(pin.specifier)) for pin in pins)
 
 
-@pytest.mark.parametrize("extra", ["transformers", "dev"])
-def test_constraints_pin_and_satisfy_what_make_installs(extra: str) -> None:
+def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
-    for wanted in map(Requirement, [*PROJECT["dependencies"], *EXTRAS[extra]]):
-        assert wanted.specifier.contains(pins[wanted.name]), wanted
+    return {canonicalize_name(name): number for name, _, number in (line.partition("==") for line in lines) if number}
+
+
+def extras_of_make() -> set[str]:
+    lists = re.findall(r'-e "\.\[(.+?)\]"', (ROOT / "Makefile").read_text(encoding="utf-8"))
+    return {extra for names in lists for extra in names.split(",")}
+
+
+def test_make_installs_what_the_tests_need() -> None:
+    assert extras_of_make() == EXTRAS.keys() - {"all", "server", "ui", "otel"}
+
+
+def test_constraints_pin_and_satisfy_all_that_make_installs() -> None:
+    wanted = [
+        *map(Requirement, PROJECT["dependencies"]),
+        *(Requirement(r) for e in extras_of_make() for r in EXTRAS[e]),
+    ]
+    for requirement in (r for r in wanted if r.name != "llmkit"):
+        assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)]), requirement
+    assert installed_with(wanted) - {"llmkit"} - NOT_PINNED <= pins().keys()
+
+
+NOT_PINNED = {"pip", "setuptools"}
+"""What an environment has of its own accord."""
