@@ -3,8 +3,8 @@
     python -m tools.parameter_table           write docs/reference/parameters.md and the backends' pages
     python -m tools.parameter_table --check   fail if a table is not what the code says
 
-Names, rules and meanings come from `llmkit.params.SPECS`, support from each installed backend's `capabilities`. The
-text around a table is written by hand and left alone; a backend's page has one if it has the two comments.
+Names, rules and meanings come from `llmkit.params.SPECS`, support from the `capabilities` of each backend that llmkit
+ships. The text around a table is written by hand and left alone.
 """
 
 import argparse
@@ -66,14 +66,16 @@ def columns(backend: str) -> dict[str, Capabilities]:
     return {name: kind.capabilities for name, kind in KINDS.items()}
 
 
+def shipped() -> list[str]:
+    """The backends of llmkit's own distribution; others may be installed next to it."""
+    return [name for name, info in available_backends().items() if info.distribution.split()[0] == "llmkit"]
+
+
 def tables() -> dict[Path, str]:
-    """The fresh table of each page that has one."""
-    backends = available_backends()
-    pages = {PATH: table({name: backend_class(name).capabilities for name in backends})}
-    for name in backends:
-        page = DOCS / "backends" / f"{name.replace('_', '-')}.md"
-        if page.exists() and BEGIN in page.read_text(encoding="utf-8"):
-            pages[page] = support_table(columns(name))
+    """The fresh table of each page: that of all parameters, and one a backend."""
+    pages = {PATH: table({name: backend_class(name).capabilities for name in shipped()})}
+    for name in shipped():
+        pages[DOCS / "backends" / f"{name.replace('_', '-')}.md"] = support_table(columns(name))
     return pages
 
 

@@ -48,6 +48,13 @@ def test_the_openai_page_has_a_column_for_each_kind_of_server() -> None:
     assert "top_k" not in columns["generic"].params
 
 
+def test_each_shipped_backend_has_a_page_with_its_table_and_others_have_none() -> None:
+    pytest.importorskip("torch")
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in parameter_table.tables()}
+    assert pages.keys() == {"parameters", "llama-cpp", "openai", "transformers"}
+    assert all(parameter_table.BEGIN in page and parameter_table.END in page for page in pages.values())
+
+
 def test_only_the_table_of_the_page_is_replaced() -> None:
     page = f"before\n{parameter_table.BEGIN}\nold\n{parameter_table.END}\nafter\n"
     fresh = parameter_table.with_table(page, "| new |\n")
