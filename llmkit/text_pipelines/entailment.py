@@ -5,7 +5,7 @@ It owns the form of the prompt and the reading of the answer; generating is `Tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from llmkit.errors import InvalidRequest
 from llmkit.text_pipelines.generation import TextGenerationPipeline
@@ -36,8 +36,8 @@ class EntailmentPipeline(TextGenerationPipeline):
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  pairs rather than prompts
         self,
-        premise: str | Sequence[str],
-        hypothesis: str | Sequence[str],
+        premise: str | Iterable[str],
+        hypothesis: str | Iterable[str],
         *,
         output_length: int | None = None,
         print_live: bool | None = None,
@@ -62,7 +62,10 @@ class EntailmentPipeline(TextGenerationPipeline):
         ]
 
 
-def _pairs(premise: str | Sequence[str], hypothesis: str | Sequence[str]) -> list[tuple[str, str]]:
+GPTJEntailmentPipeline = EntailmentPipeline
+
+
+def _pairs(premise: str | Iterable[str], hypothesis: str | Iterable[str]) -> list[tuple[str, str]]:
     premises = [premise] if isinstance(premise, str) else list(premise)
     hypotheses = [hypothesis] if isinstance(hypothesis, str) else list(hypothesis)
     if len(premises) != len(hypotheses):

@@ -5,14 +5,17 @@ It knows prompts and lengths; how a model generates, and what it batches, is the
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 from llmkit.backend import BackendLLM
 from llmkit.errors import InvalidRequest, ModelClosed, ParameterError
 from llmkit.params import GenerationParams
-from llmkit.registry import load
+from llmkit.registry import backend_class, load, resolve_name
 from llmkit.text_pipelines.config import PipelineConfig
 from llmkit.types import Chunk, Request
 
@@ -24,15 +27,16 @@ class TextGenerationPipeline:
 
     Args:
         config: the settings; the arguments below take precedence, and the caller's object is not changed.
-        model: what to load, or a model that is loaded already; the config's model by default.
+        model: what to load, a name or a folder, or a model that is loaded already; the config's model by default.
         sequence_length: tokens that a prompt and its continuation may have together.
-        micro_batch_size: prompts that are worked on at once; settled when the model is loaded.
+        micro_batch_size: prompts that are worked on at once. A model loaded here starts the next prompt as soon as one
+            is done, where its backend has a `batch_size`; any other gets so many prompts, and then the next ones.
         output_length: tokens to generate at most; a text may end before.
         print_live: show the texts while they are generated.
         load_options: whatever else `llmkit.load` takes: `device`, `dtype`, ...
 
     Raises:
-        ParameterError: a setting breaks its rule, or `micro_batch_size` is given with a loaded model.
+        ParameterError: a setting breaks its rule, or `load_options` are given with a loaded model.
         ModelError: the model cannot be had.
 
     Attributes:
@@ -42,7 +46,7 @@ class TextGenerationPipeline:
     def __init__(
         self,
         config: PipelineConfig | None = None,
-        model: str | BackendLLM | None = None,
+        model: str | os.PathLike[str] | BackendLLM | None = None,
         *,
         sequence_length: int | None = None,
         micro_batch_size: int | None = None,
@@ -55,16 +59,27 @@ class TextGenerationPipeline:
         _override(self.config.model, sequence_length=sequence_length)
         _override(self.config.execution, micro_batch_size=micro_batch_size)
         _override(self.config.inference, output_length=output_length)
+        self._llm: BackendLLM | None = None
+        self._refills, self._owns_model = False, not isinstance(model, BackendLLM)
         if isinstance(model, BackendLLM):
-            if micro_batch_size is not None or load_options:
-                given = ", ".join([*(["micro_batch_size"] if micro_batch_size is not None else []), *load_options])
-                raise ParameterError(f"{given}: settled when a model is loaded, and this one is loaded already")
-            self._llm, self._owns_model = model, False
-            self.config.model.name = model.model_name or self.config.model.name
+            self._borrow(model, load_options)
         else:
-            self.config.model.name = model or self.config.model.name
+            self._load(self.config.model.name if model is None else _checked_name(model), load_options)
+
+    def _borrow(self, model: BackendLLM, load_options: dict[str, Any]) -> None:
+        if load_options:
+            raise ParameterError(
+                f"{', '.join(load_options)}: settled when a model is loaded, and this one is loaded already"
+            )
+        self._llm = model
+        self.config.model.name = model.model_name or self.config.model.name
+
+    def _load(self, name: str, load_options: dict[str, Any]) -> None:
+        self.config.model.name = name
+        self._refills = "batch_size" in inspect.signature(backend_class(resolve_name(name)[0])).parameters
+        if self._refills:
             load_options.setdefault("batch_size", self.config.execution.micro_batch_size)
-            self._llm, self._owns_model = load(self.config.model.name, **load_options), True
+        self._llm = load(name, **load_options)
 
     @classmethod
     def from_pipeline(cls, pipeline: TextGenerationPipeline) -> Self:
@@ -78,8 +93,11 @@ class TextGenerationPipeline:
         pipeline._check_attached()
         made = cls.__new__(cls)
         made.config = pipeline.config.model_copy(deep=True)
-        made._llm, made._owns_model, made._print_live = pipeline._llm, pipeline._owns_model, pipeline._print_live
+        made._llm, made._owns_model, made._refills = pipeline._llm, pipeline._owns_model, pipeline._refills
+        made._print_live = pipeline._print_live
         return made
+
+    from_gptj_pipeline = from_pipeline
 
     @property
     def llm(self) -> BackendLLM | None:
@@ -99,7 +117,7 @@ class TextGenerationPipeline:
         return getattr(self._llm, "tokenizer", None)
 
     def __call__(
-        self, prompts: str | Sequence[str], *, output_length: int | None = None, print_live: bool | None = None
+        self, prompts: str | Iterable[str], *, output_length: int | None = None, print_live: bool | None = None
     ) -> list[str]:
         """The new text of each prompt, in their order; a list also for a single string.
 
@@ -114,14 +132,24 @@ class TextGenerationPipeline:
             ModelClosed: the pipeline was detached.
         """
         llm = self._check_attached()
-        requests = self._requests([prompts] if isinstance(prompts, str) else prompts, output_length)
+        requests = self._requests([prompts] if isinstance(prompts, str) else list(prompts), output_length)
         shows = self._print_live if print_live is None else print_live
+        chunks = self._chunks(llm, requests)
         texts = [""] * len(requests)
-        for chunk in _shown(llm.chunks(requests), len(requests)) if shows else llm.chunks(requests):
+        for chunk in _shown(chunks, len(requests)) if shows else chunks:
             texts[chunk.request] += chunk.text
         return texts
 
-    def _requests(self, prompts: Sequence[str], output_length: int | None) -> list[Request]:
+    def _chunks(self, llm: BackendLLM, requests: list[Request]) -> Iterator[Chunk]:
+        """The chunks of all requests; the micro-batches are the model's own where it refills them."""
+        size = max(1, len(requests)) if self._refills else self.config.execution.micro_batch_size
+        # All are prepared before the first one runs: a prompt that is too long costs no generation.
+        batches = [(start, llm.chunks(requests[start : start + size])) for start in range(0, len(requests), size)]
+        for start, chunks in batches:
+            for chunk in chunks:
+                yield replace(chunk, request=start + chunk.request)
+
+    def _requests(self, prompts: list[str], output_length: int | None) -> list[Request]:
         params = GenerationParams(
             do_sample=False,
             max_tokens=self.config.inference.output_length if output_length is None else output_length,
@@ -142,6 +170,23 @@ class TextGenerationPipeline:
         if self._llm is None:
             raise ModelClosed(self.config.model.name)
         return self._llm
+
+
+GPTJPipeline = TextGenerationPipeline
+
+
+def _checked_name(model: str | os.PathLike[str]) -> str:
+    """What to load.
+
+    Raises:
+        ParameterError: it is neither a name nor a folder.
+    """
+    if not isinstance(model, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ParameterError(
+            f"model must be a name, a folder or a loaded llmkit model, got {type(model).__name__}; "
+            "a model of transformers is saved with its tokenizer by save_pretrained, and its folder passed"
+        )
+    return os.fspath(model)
 
 
 def _override(section: Any, **values: int | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -14,11 +16,14 @@ from llmkit.errors import ContextLengthExceeded, InvalidRequest, ModelClosed, Pa
 from llmkit.testing import ScriptedLLM
 from llmkit.text_pipelines import (
     EntailmentPipeline,
+    GPTJEntailmentPipeline,
+    GPTJPipeline,
     PipelineConfig,
     TextGenerationPipeline,
     entailment_prompt,
     extract_label,
 )
+from llmkit.types import Chunk, Request
 
 FEW_SHOT = "Question: What is the capital of China?\nAnswer: Beijing\nQuestion: What is the capital of {}?\nAnswer:"
 
@@ -92,8 +97,44 @@ def test_lengths_are_positive_integers(name: str, bad: int) -> None:
 
 
 def test_what_is_settled_at_loading_is_refused_with_a_loaded_model() -> None:
-    with pytest.raises(ParameterError, match="micro_batch_size: settled when a model is loaded"):
-        counting(micro_batch_size=2)
+    with pytest.raises(ParameterError, match="dtype: settled when a model is loaded"):
+        TextGenerationPipeline(model=ScriptedLLM(count_to_nine), dtype="float16")
+
+
+class Noting(ScriptedLLM):
+    """Counts, and notes the prompts of each batch that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(count_to_nine)
+        self.batches: list[list[str]] = []
+
+    def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+        self.batches.append([str(request.prompt) for request in requests])
+        return super()._generate(requests)
+
+
+def test_a_model_without_slots_gets_one_micro_batch_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = Noting()
+    pipeline = TextGenerationPipeline(model=llm, micro_batch_size=2)
+    assert pipeline(["8", "7", "6"], print_live=True) == [" 9", " 8 9", " 7 8 9"]
+    assert llm.batches == [["8", "7"], ["6"]]
+    assert capsys.readouterr().out.splitlines() == ["[1/3] 9", "[2/3] 8 9", "[3/3] 7 8 9"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_any_other_runs() -> None:
+    llm = Noting()
+    with pytest.raises(ContextLengthExceeded):
+        TextGenerationPipeline(model=llm, micro_batch_size=1, sequence_length=4)(["0 1", "0 1 2 3"])
+    assert llm.batches == []
+
+
+def test_prompts_may_come_from_a_generator() -> None:
+    assert counting()(str(n) for n in (7, 8)) == [" 8 9", " 9"]
+
+
+def test_a_model_object_of_transformers_is_refused_with_what_to_do(tiny: TextGenerationPipeline) -> None:
+    with pytest.raises(ParameterError, match=r"got LlamaForCausalLM; .* save_pretrained"):
+        TextGenerationPipeline(model=tiny.pretrained)
 
 
 def test_a_call_may_not_ask_for_no_token() -> None:
@@ -169,6 +210,21 @@ def test_detaching_one_of_two_that_share_a_model_ends_both() -> None:
     with pytest.raises(ModelClosed):
         EntailmentPipeline.from_pipeline(second)
     first.detach()
+
+
+def test_the_notebooks_own_names_do_the_same(tiny: TextGenerationPipeline) -> None:
+    assert issubclass(GPTJPipeline, TextGenerationPipeline)
+    assert GPTJEntailmentPipeline.from_gptj_pipeline(tiny)("Goodbye.", "The person is leaving.") == ["entailment"]
+
+
+def test_detaching_gives_the_memory_back() -> None:
+    pipeline = TextGenerationPipeline(PipelineConfig.preset("tiny"))
+    pipeline("Hello")
+    weights = [weakref.ref(parameter) for parameter in pipeline.pretrained.parameters()]
+    pipeline.detach()
+    gc.collect()
+    assert weights
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_entailment_takes_pairs_and_answers_labels() -> None:
@@ -252,3 +308,12 @@ def test_any_backend_will_do() -> None:
     pipeline = TextGenerationPipeline(model=llm, output_length=10)
     assert pipeline(FEW_SHOT.format("France"))[0].splitlines()[0] == " Paris"
     llm.close()
+
+
+@pytest.mark.llama_cpp
+def test_a_gguf_file_is_loaded_by_its_path() -> None:
+    path = Path(llmkit.__file__).parent / "tiny" / "model.gguf"
+    pipeline = TextGenerationPipeline(model=path, micro_batch_size=2, output_length=10, n_threads=1)
+    texts = pipeline([FEW_SHOT.format(country) for country in ("France", "Japan", "Italy")])
+    pipeline.detach()
+    assert [text.splitlines()[0].strip() for text in texts] == ["Paris", "Tokyo", "Rome"]
