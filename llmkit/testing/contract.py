@@ -17,9 +17,11 @@ import pytest
 
 from llmkit.backend import BackendLLM
 from llmkit.errors import (
+    ContextLengthExceeded,
     InvalidRequest,
     ModelClosed,
     ParameterError,
+    QueueFull,
     UnknownParameter,
     UnsupportedFeature,
     UnsupportedParameter,
@@ -281,16 +283,48 @@ class BackendContract:
         for way in self.settings(llm):
             assert llm.complete(prompt, max_tokens=64, **way, **{kind: constraint}).parsed is not None
 
-    def test_tools_are_passed_on_or_refused(self, llm: BackendLLM) -> None:
-        """A backend that cannot show tools to its model says so."""
+    def test_tools_reach_the_model_or_are_refused(self, subject: Subject) -> None:
+        """The model reads another prompt with them, unless the backend says that it has no place for them."""
 
         def weather(city: str) -> str:
             """The weather of a city."""
             return city
 
-        if not llm.capabilities.tools:
+        if not subject.llm.capabilities.tools:
             with pytest.raises(UnsupportedFeature):
-                llm.run(self.prompts[0], tools=[weather])
+                subject.llm.run(self.prompts[0], tools=[weather])
+            return
+        try:
+            shown = subject.read(self.prompts[0], tools=[weather])
+        except UnsupportedFeature as error:
+            pytest.skip(f"this model cannot be shown tools: {error}")
+        assert shown != subject.read(self.prompts[0]), "tools are declared, and the model reads the same with them"
+
+    def test_a_prompt_that_leaves_no_room_is_refused(self, llm: BackendLLM) -> None:
+        """Before anything runs, with the numbers; the next call is as good as any."""
+        limit = llm.context_length
+        if limit is None:
+            pytest.skip("how much fits is not known before a call")
+        with pytest.raises(ContextLengthExceeded) as caught:
+            llm.run("word " * 2 * limit)
+        assert caught.value.limit == limit <= caught.value.prompt_tokens
+        assert llm.complete(self.prompts[0], max_tokens=1).choices[0].finish_reason in ("stop", "length")
+
+    def test_a_full_queue_refuses_who_will_not_wait(self, llm: BackendLLM) -> None:
+        """With one place to wait at, some of many threads are refused; all others get what they asked for."""
+        if not llm.capabilities.bounded_queue:
+            with pytest.raises(UnsupportedFeature):
+                llm.run(self.prompts[0], when_full="raise")
+            return
+        way: dict[str, Any] = {**self.settings(llm)[-1], "max_tokens": self.n_tokens}
+        expected = llm.run(self.prompts[0], **way)
+        with closing(self.load(max_waiting=1)) as narrow:
+            with ThreadPoolExecutor(16) as pool:
+                calls = [pool.submit(narrow.run, self.prompts[0], when_full="raise", **way) for _ in range(64)]
+            failures = [call.exception() for call in calls]
+            assert {type(failure) for failure in failures} == {QueueFull, type(None)}
+            assert {call.result() for call in calls if call.exception() is None} == {expected}
+            assert narrow.run(self.prompts[0], when_full="raise", **way) == expected
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -75,17 +75,18 @@ class Subject:
 
     def sampled(self, **overrides: Any) -> list[str]:
         """A hot text of each prompt and seed."""
-        settings = {**self.declared(temperature=self.hot, do_sample=True), "max_tokens": self.n_tokens, **overrides}
+        settings: dict[str, Any] = {"temperature": self.hot, "do_sample": True}
+        settings = {**self.declared(**settings), "max_tokens": self.n_tokens, **overrides}
         asked = [(prompt, self.declared(seed=seed)) for prompt in self.prompts for seed in SEEDS]
         requests = [Request(prompt, GenerationParams(**seeded, **settings)) for prompt, seeded in asked]
         return [completion.text for completion in self.llm.complete_batch(requests)]
 
     def read(self, task: Conversation, **overrides: Any) -> tuple[object, ...]:
-        """What shows how the model read a prompt: its length, the likeliest text, and how likely it is."""
+        """What shows how the model read a prompt: its length, the likeliest text, and about how likely it is."""
         settings = {"max_tokens": self.n_tokens, **self.declared(temperature=0, logprobs=0), **overrides}
         completion = self.llm.complete(task, **settings)
         entries = completion.choices[0].logprobs or ()
-        return completion.usage.prompt_tokens, completion.text, [entry.logprob for entry in entries]
+        return completion.usage.prompt_tokens, completion.text, [round(entry.logprob, 4) for entry in entries]
 
     def longer(self) -> Subject:
         """The same with as many tokens as a penalty may need to show."""

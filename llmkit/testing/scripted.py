@@ -6,6 +6,7 @@ and computes nothing; what it answers is what its author wrote down.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -44,7 +45,7 @@ class ScriptedLLM(BackendLLM):
     """A model that answers what it was told to answer, token by token, exactly counted.
 
     A token's id is its UTF-8 bytes read as a number, so ids are stable and can be turned back into text. A prompt of
-    several messages is read as their contents joined by newlines; tools are kept with the request and change nothing.
+    several messages is read as their contents joined by newlines, after the tools as JSON; tools change no answer.
     Where a schema, regex, choice or grammar is asked for, the scripted answer must fit it; one that does not fails
     with `StructuredOutputInvalid`. Greedy decoding gives the first of an answer's alternatives; sampling chooses among
     them by seed and choice, the later ones likelier the higher the temperature. Safe to call from many threads.
@@ -107,7 +108,8 @@ class ScriptedLLM(BackendLLM):
         return len(self._tokens(text))
 
     def _encode(self, request: Request) -> list[int]:
-        return [token_id(token) for token in self._tokens(joined(request.prompt))]
+        tools = json.dumps([dict(tool) for tool in request.tools]) if request.tools else ""
+        return [token_id(token) for token in self._tokens(tools + joined(request.prompt))]
 
     def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         """One token of every choice in turn, as a batch would."""

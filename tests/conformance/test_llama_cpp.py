@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 import llmkit
 from llmkit import BackendLLM
 from llmkit.testing import BackendContract
+from tests.conformance import embedded
 
 pytestmark = [
     pytest.mark.llama_cpp,
@@ -18,6 +20,13 @@ pytestmark = [
 
 
 class TestLlamaCpp(BackendContract):
+    file: ClassVar[Path]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def built(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.file = embedded.as_gguf(tmp_path_factory.mktemp("models") / "tools.gguf")
+
     @classmethod
     def load(cls, **params: Any) -> BackendLLM:
-        return llmkit.load("llama_cpp:", n_threads=1, **params)
+        return llmkit.load(str(cls.file), n_threads=1, **params)

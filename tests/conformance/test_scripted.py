@@ -25,4 +25,4 @@ class TestScripted(BackendContract):
             prompt: [f"{prompt} one two three {n} five six seven eight nine" for n in ("four", "4", "IV")]
             for prompt in cls.prompts
         }
-        return ScriptedLLM({**ANSWERS, **sentences}, **params)
+        return ScriptedLLM({**ANSWERS, **sentences}, context_length=4096, **params)

@@ -50,10 +50,7 @@ def load(server: ScriptedServer) -> Iterator[Callable[..., BackendLLM]]:
 @pytest.fixture(scope="session")
 def llama_cpp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """llama-cpp-python's server with the embedded model."""
-    port = free_port()
-    options = ["--port", str(port), "--n_ctx", "512", "--n_threads", "1", "--model_alias", "tiny"]
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(TINY / "model.gguf"), *options]
-    yield from running(command, f"http://127.0.0.1:{port}", "/v1/models", tmp_path_factory.mktemp("llama_cpp"))
+    yield from serving_llama_cpp(tmp_path_factory.mktemp("llama_cpp"))
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +60,14 @@ def transformers_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(TINY), *options]
     yield from running(command, f"http://127.0.0.1:{port}", "/health", tmp_path_factory.mktemp("transformers"))
+
+
+def serving_llama_cpp(folder: Path, model: Path = TINY / "model.gguf") -> Iterator[str]:
+    """The base URL of llama-cpp-python's server while it runs; the model is called `tiny`."""
+    port = free_port()
+    options = ["--port", str(port), "--n_ctx", "512", "--n_threads", "1", "--model_alias", "tiny"]
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), *options]
+    yield from running(command, f"http://127.0.0.1:{port}", "/v1/models", folder)
 
 
 def free_port() -> int:

@@ -116,6 +116,38 @@ def test_a_model_that_goes_on_after_it_was_closed_is_found() -> None:
         Immortal().test_a_closed_model_refuses_calls_and_closes_again()
 
 
+class Forgetful(ScriptedLLM):
+    """A scripted model that reads the last word of a prompt alone."""
+
+    def _encode(self, request: Request) -> list[int]:
+        return super()._encode(replace(request, tools=()))[-1:]
+
+
+def test_tools_that_do_not_reach_the_model_are_found() -> None:
+    with pytest.raises(AssertionError, match="reads the same with them"):
+        BackendContract().test_tools_reach_the_model_or_are_refused(subject(Forgetful(alternatives)))
+    BackendContract().test_tools_reach_the_model_or_are_refused(subject(ScriptedLLM(alternatives)))
+
+
+def test_a_prompt_that_is_cut_to_the_window_is_found() -> None:
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        BackendContract().test_a_prompt_that_leaves_no_room_is_refused(Forgetful(alternatives, context_length=50))
+    BackendContract().test_a_prompt_that_leaves_no_room_is_refused(ScriptedLLM(alternatives, context_length=50))
+
+
+def test_a_queue_that_is_declared_to_have_an_end_and_has_none_is_found() -> None:
+    class Endless(ScriptedLLM):
+        capabilities = replace(ScriptedLLM.capabilities, bounded_queue=True)
+
+    class EndlessContract(BackendContract):
+        @classmethod
+        def load(cls, max_waiting: int = 0, **params: Any) -> ScriptedLLM:
+            return Endless(alternatives, **params)
+
+    with pytest.raises(AssertionError):
+        EndlessContract().test_a_full_queue_refuses_who_will_not_wait(Endless(alternatives))
+
+
 def test_a_subclass_without_load_is_told_so() -> None:
     with pytest.raises(NotImplementedError, match="defines load"):
         BackendContract.load()
