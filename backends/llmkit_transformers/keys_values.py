@@ -1,27 +1,44 @@
-"""The keys and values of one sequence, two tensors a layer, grown by whole tiles.
+"""The keys and values of one sequence, two tensors a layer, grown by whole tiles and by no less than an eighth.
 
 It knows nothing of attention; what stands behind the last token may be old but is always finite.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from torch import Tensor
 
 TILE = 64
-"""Positions by which buffers grow, and within which query rows are computed together (ENGINE: the position tile)."""
+"""Positions within which query rows are computed together (ENGINE: the position tile), and the least step of growth."""
+
+_GROWTH = 8
 
 
 def whole_tiles(n_tokens: int) -> int:
-    """The number of positions that the buffers of so many tokens have."""
+    """So many tokens in whole tiles."""
     return -(-n_tokens // TILE) * TILE
+
+
+@lru_cache(maxsize=4096)
+def capacity(n_tokens: int) -> int:
+    """The number of positions that buffers get which must hold so many tokens.
+
+    Growing copies what is there, so a long sequence grows by an eighth instead of a tile: 1, 2, ... 16, 18, 20, 22,
+    24, 27 tiles and so on. The number of tokens alone decides, so that memory can be promised before it is taken.
+    """
+    n_tiles = min(1, n_tokens)
+    while n_tiles * TILE < n_tokens:
+        n_tiles += max(1, n_tiles // _GROWTH)
+    return n_tiles * TILE
 
 
 class SequenceBuffers:
     """Keys and values of one sequence.
 
     Attributes:
-        tensors: keys and values of each layer by turns, `(H_kv, C, D)` in the model's dtype, C a multiple of 64;
-            empty before the first token.
+        tensors: keys and values of each layer by turns, `(H_kv, C, D)` in the model's dtype, C in whole tiles and
+            no more than `capacity` of the tokens; empty before the first token.
         stack: whose slot the tensors are views of (`stacks.py`); None where they are the sequence's own.
     """
 
@@ -59,9 +76,9 @@ class SequenceBuffers:
             self.tensors[at][:, start:end] = new
 
     def copy(self, n_tokens: int) -> SequenceBuffers:
-        """An independent copy of the first tokens, no larger than they need."""
-        made, kept = SequenceBuffers(), whole_tiles(n_tokens)
-        made.tensors = [tensor[:, :kept].clone() for tensor in self.tensors]
+        """An independent copy of the first tokens, as large as if they had been read from empty."""
+        made = SequenceBuffers()
+        made.tensors = [_grown(tensor[:, : whole_tiles(n_tokens)], tensor, n_tokens) for tensor in self.tensors]
         return made
 
     def clear(self) -> None:
@@ -75,7 +92,7 @@ class SequenceBuffers:
 
 def _grown(old: Tensor | None, like: Tensor, n_tokens: int) -> Tensor:
     """A buffer for so many tokens with the old one's contents; zeros elsewhere, since 0 x NaN would leak."""
-    made = like.new_empty(like.shape[0], whole_tiles(n_tokens), like.shape[2])
+    made = like.new_empty(like.shape[0], capacity(n_tokens), like.shape[2])
     n_old = 0 if old is None else old.shape[1]
     made[:, n_old:] = 0
     if old is not None:

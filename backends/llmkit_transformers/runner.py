@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
 from llmkit_transformers import flat_attention
 from llmkit_transformers.flat_attention import FlatStep, Piece, StackedRows
-from llmkit_transformers.keys_values import TILE, SequenceBuffers, whole_tiles
+from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.sampling import Sampler
@@ -110,7 +110,7 @@ class FlatRunner:
             buffers = self.new()
             self.logits([Slice(buffers, [0], 0, False, ())])
             self._bytes_per_tile = buffers.n_bytes
-        return self._bytes_per_tile * whole_tiles(n_tokens) // TILE
+        return self._bytes_per_tile * capacity(n_tokens) // TILE
 
     def step(self, slices: Sequence[Slice]) -> list[list[int]]:
         """Read all slices in one forward pass; for each slice one token per sampler."""
