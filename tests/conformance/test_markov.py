@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import llmkit
 from llmkit import BackendLLM
 from llmkit.testing import BackendContract
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLE = ROOT / "examples" / "custom_backend"
 
 
 class TestMarkov(BackendContract):
@@ -36,3 +41,13 @@ def test_the_command_line_names_an_unknown_backend() -> None:
     done = checked("markow")
     assert done.returncode == 2
     assert "markow" in done.stderr
+
+
+def test_the_guide_quotes_the_example_as_it_is() -> None:
+    guide = (ROOT / "docs" / "guides" / "write-a-backend.md").read_text(encoding="utf-8")
+    module, tests = ((EXAMPLE / name).read_text(encoding="utf-8") for name in ("llmkit_markov.py", "test_markov.py"))
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    methods = [block for block in blocks if block.startswith("def ")]
+    assert len(methods) == 3
+    assert all(textwrap.indent(method, "    ") in module for method in methods)
+    assert sum(block in tests for block in blocks) == 1
