@@ -5,8 +5,10 @@ They are built from real configurations and come through the real loaders; only 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausa
 
 from llmkit.errors import ContextLengthExceeded
 from llmkit.text_pipelines import GPTJPipeline, TextGenerationPipeline
+from tests import tiny_models
 
 PROMPTS = ["1", "5", "78", "3"]
 TO_NINE = ["2345678", "678", "", "45678"]
@@ -133,3 +136,43 @@ def test_a_slot_that_is_free_takes_the_next_prompt(
     assert pipeline(PROMPTS) == texts
     assert pipeline.llm._routes.figures.steps - before == n_steps  # pyright: ignore
     pipeline.detach()
+
+
+def example() -> ModuleType:
+    """`examples/gptj.py`."""
+    path = Path(__file__).parents[2] / "examples" / "gptj.py"
+    spec = importlib.util.spec_from_file_location("gptj_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def random_gptj(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tiny_models.wrapped(tiny_models.byte_level_tokenizer(), pad=False, template=None)
+    return tiny_models.build(tmp_path_factory.mktemp("random"), "gptj", tokenizer=tokenizer, n_positions=1024)
+
+
+def test_the_example_takes_all_its_steps_on_a_random_gptj(
+    random_gptj: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pairs = [{"premise": "It rains.", "hypothesis": f"It is {n}.", "label": n % 3} for n in range(18)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    folder = str(random_gptj)
+    example().main(["--gpt-j", folder, "--mnli", folder, "--dtype", "float32", "--data", str(data)])
+    printed = capsys.readouterr().out
+    assert "France -> " in printed
+    assert printed.endswith("0 of 18 pairs right\n"), "a random model says no label"
+
+
+def test_without_the_data_set_the_example_says_so(
+    random_gptj: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example()
+    monkeypatch.setattr(module, "ask_capitals", lambda name, dtype: None)
+    with pytest.raises(SystemExit, match="cannot run: Couldn't reach 'glue' on the Hub"):
+        module.main(["--mnli", str(random_gptj)])
