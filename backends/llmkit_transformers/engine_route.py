@@ -5,7 +5,7 @@ It knows neither tensors nor steps, nor how a call reaches the engine's thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import cast
 
 import psutil
@@ -96,11 +96,16 @@ class EngineRoute:
             reproducible=one.request.reproducible,
             max_tokens=max_tokens,
             may_wait=one.request.when_full == "wait",
+            streamed=one.request.streamed,
         )
 
     def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...] | None:
         sampler = cast("ChoiceSampler", delta.request.samplers[delta.choice])
         return (self._spelling.spelt(sampler.scored.popleft()),) if sampler.scored else None
+
+    def exclusively(self, change: Callable[[], None]) -> None:
+        """Let what runs end, forget every cached prefix, change the model and go on; who comes meanwhile waits."""
+        self._calls.exclusively(change)
 
     def drain(self) -> None:
         """Let everything that runs or waits end; who comes from now on waits, until `close`."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
 
 
-def weights_digest(model: PreTrainedModel) -> str:
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of all weights as they are in memory, quantised ones included; about a second for two gigabytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(cast("Any", plain.numpy()))
     return digest.hexdigest()
 
 

@@ -9,8 +9,9 @@ import gc
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from llmkit.structured import KINDS, Constraint, Guide, Guides
 from llmkit.tools import Answer
 from llmkit.types import Choice, Chunk, Request
 from llmkit.wire import GPTTask
+from llmkit_transformers.adapters import AdapterFiles, Adapters, adapter_path, read_adapter
 from llmkit_transformers.answers import answer_of
 from llmkit_transformers.devices import device_memory
 from llmkit_transformers.encoding import PromptEncoder
@@ -51,6 +53,7 @@ class TransformersLLM(BackendLLM):
         quantize_bits: 4 or 8, through bitsandbytes.
         local_files_only: never download.
         trust_remote_code: run code that the model's repository brings.
+        adapter: a folder with a LoRA adapter, as peft saves it.
         engine: use the engine, where a dry run shows that the model can; otherwise `model.generate`.
         kv_cache_bytes: memory that the engine's keys and values may take; 30 % of what is free by default.
         batch_size: sequences that run at once; by default 64 on the engine, 16 through `model.generate`.
@@ -59,7 +62,8 @@ class TransformersLLM(BackendLLM):
             accelerate's device map; without one, the first GPU or the processor.
 
     Raises:
-        ModelError: the model cannot be had.
+        ModelError: the model or the adapter cannot be had.
+        ExtraUnavailable: an adapter is asked for, and peft is not installed.
         DeviceUnavailable: this machine does not have the device.
 
     Attributes:
@@ -86,6 +90,7 @@ class TransformersLLM(BackendLLM):
         quantize_bits: int | None = None,
         local_files_only: bool = False,
         trust_remote_code: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
         engine: bool = True,
         kv_cache_bytes: int | None = None,
         batch_size: int | None = None,
@@ -96,18 +101,27 @@ class TransformersLLM(BackendLLM):
         super().__init__(os.fspath(model_name or EMBEDDED_MODEL), **params)
         self._options = LoadOptions(dtype, quantize_bits, self.device, local_files_only, trust_remote_code)
         self._route_options = RouteOptions(engine, kv_cache_bytes, batch_size, torch.get_num_threads(), max_waiting)
-        self._take(load_model(self.model_name, self._options))
+        path = adapter_path(adapter)
+        files = None if path is None else read_adapter(path)
+        self._take(load_model(self.model_name, self._options), files)
 
     # --- the model --------------------------------------------------------------------------------------------------
 
-    def _take(self, loaded: LoadedModel) -> None:
-        """Make this the model."""
-        self._settings = ModelSettings.taken_from(loaded)
-        self._loaded: LoadedModel | None = loaded
-        self._encoder = PromptEncoder(loaded.tokenizer)
+    def _take(self, loaded: LoadedModel, adapter: AdapterFiles | None) -> None:
+        """Make this the model; what is not whole in the end is closed."""
+        settings, encoder = ModelSettings.taken_from(loaded), PromptEncoder(loaded.tokenizer)
         # 4-bit layers repack their weights, with loss, when they first run: read them before.
-        self._quantized_digest = weights_digest(loaded.model) if loaded.options.quantize_bits else None
-        self._routes = Routes(loaded, self._settings, self._encoder.decoder(), self._route_options)
+        quantized_digest = weights_digest(loaded.model.state_dict()) if loaded.options.quantize_bits else None
+        adapters = Adapters(loaded.model, loaded.files.name, adapter)
+        with ExitStack() as undo:
+            routes = Routes(loaded, settings, encoder.decoder(), self._route_options, adapters)
+            undo.callback(routes.close)
+            if adapter is not None:
+                routes.use_adapter(adapter)
+            undo.pop_all()
+        self._settings, self._encoder, self._routes, self._adapters = settings, encoder, routes, adapters
+        self._loaded: LoadedModel | None = loaded
+        self._quantized_digest = quantized_digest
         self._guides = Guides(lambda: guide_tokenizer(loaded.tokenizer, vocabulary_size(loaded)))
         claim = "batched" if self._routes.has_engine else "alone"
         self.capabilities = replace(type(self).capabilities, reproducible=claim)
@@ -115,10 +129,10 @@ class TransformersLLM(BackendLLM):
         self._end_routes = weakref.finalize(self, self._routes.close)
         vars(self).pop("_identity", None)
 
-    def _replace(self, loaded: LoadedModel) -> None:
+    def _replace(self, loaded: LoadedModel, adapter: AdapterFiles | None = None) -> None:
         """Make another model this object's, and wait until the old one has ended what it was generating."""
         before, end_before = self._routes, self._end_routes
-        self._take(loaded)
+        self._take(loaded, adapter)
         before.drain()
         end_before()
         _collect_garbage()
@@ -161,8 +175,10 @@ class TransformersLLM(BackendLLM):
         if (model_name, device) == (self.model_name, self.device):
             return
         # The files of the model that is loaded may be a checkpoint's, not those of its name.
-        source = str(self._require().files.folder) if model_name == self.model_name else model_name
-        self._replace(load_model(source, options))
+        stays = model_name == self.model_name
+        source = str(self._require().files.folder) if stays else model_name
+        # An adapter was made for one model: another begins without.
+        self._replace(load_model(source, options), self._adapters.active if stays else None)
         self._options = options
 
     def _model_params(self) -> GenerationParams:
@@ -174,13 +190,42 @@ class TransformersLLM(BackendLLM):
         config = self.model.config.get_text_config()
         return None if config.is_encoder_decoder else window(config)
 
+    # --- adapters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def adapter(self) -> str | None:
+        """The folder of the LoRA adapter in use."""
+        self._require()
+        active = self._adapters.active
+        return None if active is None else str(active.path)
+
+    def set_adapter(self, adapter: str | os.PathLike[str] | None) -> None:
+        """Generate with this LoRA adapter from now on, or without one; the model's weights stay as they are loaded.
+
+        Waits for what runs; requests that come meanwhile wait for the change. Cached prefixes are dropped. An adapter's
+        files are read when it is first used, and kept for when it is used again.
+
+        Raises:
+            ModelInvalid: not an adapter for this model; nothing was changed.
+            ExtraUnavailable: peft is not installed.
+            ModelClosed: the model was closed.
+        """
+        self._check_open()
+        path = adapter_path(adapter)
+        files = None if path is None else self._adapters.read(path)
+        if files is not self._adapters.active:
+            self._routes.use_adapter(files)
+
+    # --- identity ---------------------------------------------------------------------------------------------------
+
     @property
     def fingerprint(self) -> str:
-        """What the bits depend on: weights, tokenizer, route, precision, device, libraries and processor."""
-        claim = self._routes.info.reproducible
+        """What the bits depend on: weights, adapter, tokenizer, route, precision, device, libraries and processor."""
+        claim, adapter = self._routes.info.reproducible, self._adapters.active
         return fingerprint(
             {
                 **self._identity,
+                "adapter": None if adapter is None else [adapter.digest, library_versions("peft")],
                 "route": [self._routes.info.route, claim],
                 # Steps that are proved independent of their neighbours are so of the number of threads, too.
                 "threads": self._route_options.n_threads if claim == "alone" else None,
@@ -193,7 +238,7 @@ class TransformersLLM(BackendLLM):
         """What of the fingerprint stays while this model does; all weights are read once."""
         loaded = self._require()
         return {
-            "weights": self._quantized_digest or weights_digest(loaded.model),
+            "weights": self._quantized_digest or weights_digest(self._adapters.own_weights()),
             "config": loaded.model.config.to_json_string(),
             "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),
             "dtype": str(loaded.model.dtype),
@@ -240,6 +285,8 @@ class TransformersLLM(BackendLLM):
     # --- GPT tasks, checkpoints, life -------------------------------------------------------------------------------
 
     def _task_mismatch(self, task: GPTTask) -> str | None:
+        if self.adapter is not None:
+            return f"adapter: the task asks for a model without one, this one generates with {self.adapter!r}"
         if task.quantize_bits != self._options.quantize_bits:
             return (
                 f"quantize_bits: the task asks for {task.quantize_bits}, this model has {self._options.quantize_bits}"
@@ -264,7 +311,7 @@ class TransformersLLM(BackendLLM):
 
     def _save_weights(self, folder: Path) -> None:
         loaded = self._require()
-        loaded.model.save_pretrained(folder)
+        self._routes.without_adapter(partial(loaded.model.save_pretrained, folder))
         self._settings.config.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
 
@@ -274,7 +321,7 @@ class TransformersLLM(BackendLLM):
     def _release(self) -> None:
         self._end_routes()
         self._loaded = None
-        del self._routes, self._encoder, self._guides
+        del self._routes, self._encoder, self._guides, self._adapters
         _collect_garbage()
 
 

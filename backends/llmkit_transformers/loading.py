@@ -86,7 +86,7 @@ def load_model(name: str | None, options: LoadOptions) -> LoadedModel:
     found = find_model(name, local_files_only=options.local_files_only)
     with _global_state, _loading_errors(found), _quiet_loading():
         if options.quantize_bits:
-            _import_bitsandbytes()
+            import_bitsandbytes()
         config = cast("Any", AutoConfig).from_pretrained(found.folder, trust_remote_code=options.trust_remote_code)
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(
             found.folder, trust_remote_code=options.trust_remote_code
@@ -192,7 +192,7 @@ def _quiet_loading() -> Generator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _import_bitsandbytes() -> None:
+def import_bitsandbytes() -> None:
     """Import bitsandbytes without the `kernels` package, through which it would ask the hub for native kernels."""
     if "bitsandbytes" in sys.modules:
         return

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -77,9 +78,15 @@ def reproducible_numerics(active: bool, *, packed: bool = False) -> Generator[No
 def make_switchable(model: PreTrainedModel) -> None:
     """Let the model's layers follow the mode of `reproducible_numerics`.
 
-    Only `forward` of single layers is replaced, so names, weights and what else holds them stay as they are.
+    Only `forward` of single layers is replaced, so names, weights and what else holds them stay as they are. Layers
+    that follow it already are left alone; a copy of one, which would compute with the other's weights, gets its own.
     """
     for module in model.modules():
+        switched = getattr(module.__dict__.get("forward"), "switched", None)
+        if switched is module:
+            continue
+        if switched is not None:
+            del module.forward
         independent = independent_form(module)
         if independent is not None:
             _switch(module, independent, is_product=type(module) in (nn.Linear, Conv1D))
@@ -96,7 +103,7 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
         return COMPOSED[kind]
     if type(module) in (nn.Linear, Conv1D):
         return partial(_packed_product, module)
-    if kind in quantized.PRODUCTS:
+    if kind in quantized.PRODUCTS and not hasattr(module, "base_layer"):  # peft's wrappers have the same names
         return partial(quantized.PRODUCTS[kind], module, module.forward)
     if experts.are_experts(module):
         return partial(experts.grouped_by_expert, module)
@@ -107,8 +114,19 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
 
 def packed_bytes(model: PreTrainedModel) -> int:
     """Bytes of the second copies of weights that have been made so far."""
-    made = (module.__dict__.get("_llmkit_packed") for module in model.modules())
-    return sum(pair[0].nbytes for pair in made if pair is not None)
+    copies: Iterable[_Packed | None] = (module.__dict__.get("_llmkit_packed") for module in model.modules())
+    return sum(copy.weight.nbytes for copy in copies if copy is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A weight in oneDNN's layout, and the weight it was made of; a copy of a layer has the same one to begin with."""
+
+    weight: Tensor
+    made: Tensor
+
+    def __deepcopy__(self, _: object) -> _Packed:
+        return self
 
 
 def _switch(module: nn.Module, independent: Callable[..., Any], *, is_product: bool) -> None:
@@ -119,6 +137,7 @@ def _switch(module: nn.Module, independent: Callable[..., Any], *, is_product: b
             return independent(*tensors)
         return fast(*tensors)
 
+    cast("Any", forward).switched = module
     module.forward = forward
 
 
@@ -131,12 +150,11 @@ def _packed_product(layer: nn.Module, x: Tensor) -> Tensor:
     if not needs_own_product(x, weight):
         return type(layer).forward(layer, x)
     bias: Tensor | None = cast("Any", layer).bias
-    made: tuple[Tensor, Tensor] | None = layer.__dict__.get("_llmkit_packed")
-    if made is None or made[0] is not weight:
+    copy: _Packed | None = layer.__dict__.get("_llmkit_packed")
+    if copy is None or copy.weight is not weight:
         outputs_first = weight.t() if isinstance(layer, Conv1D) else weight
-        made = (weight, packed(outputs_first.detach().contiguous()))
-        layer.__dict__["_llmkit_packed"] = made
-    return row_product(x, made[1], bias)
+        copy = layer.__dict__["_llmkit_packed"] = _Packed(weight, packed(outputs_first.detach().contiguous()))
+    return row_product(x, copy.made, bias)
 
 
 def _multiplies_by_itself(module: nn.Module) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmkit_transformers.products import padded_rows, row_product
 
@@ -50,6 +51,24 @@ PRODUCTS: dict[str, Callable[[Any, Callable[[Tensor], Tensor], Tensor], Tensor]]
     "Linear8bitLt": _product_8bit,
 }
 """How a quantised layer multiplies, by its class: called with the layer, its own `forward` and the input."""
+
+
+@contextmanager
+def states_left_alone(model: nn.Module) -> Generator[None]:
+    """Leave 4-bit layers out of the model's state meanwhile: to read theirs packs their weights anew, with loss."""
+    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    layers = [layer for layer in layers if not hasattr(layer, "base_layer")]  # peft's wrappers have the same name
+    for layer in layers:
+        layer._save_to_state_dict = _save_nothing
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._save_to_state_dict
+
+
+def _save_nothing(*_: object) -> None:
+    pass
 
 
 def _ops() -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -18,8 +18,10 @@ import torch
 
 from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
+from llmkit.errors import ModelInvalid
 from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk, Request
+from llmkit_transformers.adapters import AdapterFiles, Adapters
 from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
 from llmkit_transformers.loading import LoadedModel
@@ -96,10 +98,18 @@ class Routes:
         settings: its generation config, taken apart.
         decode: token ids to text.
         options: how to set the routes up.
+        adapters: the model's.
     """
 
-    def __init__(self, loaded: LoadedModel, settings: ModelSettings, decode: Decode, options: RouteOptions) -> None:
-        self._loaded, self._options = loaded, options
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: ModelSettings,
+        decode: Decode,
+        options: RouteOptions,
+        adapters: Adapters,
+    ) -> None:
+        self._loaded, self._options, self._adapters = loaded, options, adapters
         lock, name = Lock(), loaded.files.name
         self._spelling = TokenSpelling(loaded.tokenizer)
         self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
@@ -107,7 +117,8 @@ class Routes:
             name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,), options.max_waiting
         )
         self._lock, self._testing = lock, Lock()
-        self._verdict: Verdict | None = None
+        self._verdicts: dict[AdapterFiles | None, Verdict] = {}
+        self._proved: set[AdapterFiles] = set()
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
         self._runner = FlatRunner(loaded.model, lock)
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
@@ -158,7 +169,7 @@ class Routes:
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, which neither the self-test nor `model.generate` holds up."""
-        if self._verdict is None and any(request.reproducible for request in requests):
+        if self._adapters.active not in self._verdicts and any(request.reproducible for request in requests):
             await asyncio.to_thread(self._tested)
         for_engine, others = self._divided(requests)
         if self._engine is None or others:
@@ -180,19 +191,70 @@ class Routes:
             return False
         return not request.reproducible or not self._tested().problem
 
+    def use_adapter(self, files: AdapterFiles | None) -> None:
+        """Generate with an adapter from now on, or without one.
+
+        What runs ends first, who comes meanwhile waits, and cached prefixes are dropped.
+
+        Raises:
+            ModelInvalid: it does not fit the model; the one before stays.
+            ModelClosed: the routes were closed.
+        """
+        self._exclusively(partial(self._switch, files))
+
+    def without_adapter(self, action: Callable[[], None]) -> None:
+        """Do something with the model as it was loaded; where an adapter is in use, nothing runs meanwhile."""
+        if self._adapters.active is None:
+            action()
+            return
+
+        def act() -> None:
+            with self._adapters.taken_away():
+                action()
+
+        self._exclusively(act)
+
+    def _exclusively(self, change: Callable[[], None]) -> None:
+        """In the thread of the other route, so that neither generates meanwhile, nor does the self-test run."""
+        engine = self._engine
+        self._thread.run(change if engine is None else partial(engine.exclusively, change))
+
+    def _switch(self, files: AdapterFiles | None) -> None:
+        with self._adapters.changed_to(files):
+            if self._engine is not None and files is not None and files not in self._proved:
+                self._prove_with(files)
+
+    def _prove_with(self, files: AdapterFiles) -> None:
+        """Repeat the proof, with the adapter in its place.
+
+        Raises:
+            ModelInvalid: the model cannot run in flat steps any more.
+        """
+        make_switchable(self._loaded.model)
+        reason = why_not_flat(self._loaded.model)
+        if reason is not None:
+            what = f"with the adapter {str(files.path)!r}, {self._loaded.files.name!r} cannot run on the engine"
+            raise ModelInvalid(f"{what}: {reason}; load it with engine=False")
+        self._proved.add(files)
+
     def _tested(self) -> Verdict:
-        """What the self-test says; it runs once, when the first request asks for equal bits."""
+        """What the self-test says of the model as it is; it runs once, when the first request asks for equal bits."""
         with self._testing:
-            if self._verdict is None:
-                self._verdict = self._self_test()
-            return self._verdict
+            found = self._verdicts.get(self._adapters.active)
+            return self._self_test() if found is None else found
 
     def _self_test(self) -> Verdict:
         """Test the model in a thread with the engine's number of torch threads, and a runner of its own."""
         if self._engine is None:
             return Verdict("it has no engine", 0.0)
         model, name = self._loaded.model, self._loaded.files.name
-        verdict = self._thread.run(lambda: self_test(model, FlatRunner(model, self._lock)))
+
+        def test() -> Verdict:
+            verdict = self_test(model, FlatRunner(model, self._lock))
+            self._verdicts[self._adapters.active] = verdict
+            return verdict
+
+        verdict = self._thread.run(test)
         _log.info(
             "self-test of %r: %.1f s, %s", name, verdict.elapsed_s, verdict.problem or "equal bits in any company"
         )

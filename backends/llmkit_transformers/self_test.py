@@ -90,7 +90,8 @@ def _layer_problems(model: PreTrainedModel, _: FlatRunner) -> Iterator[str]:
     seen: set[Hashable] = set()
     for name, layer in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         width = _width(layer, model)
-        shape = (type(layer), width, getattr(layer, "out_features", None), getattr(layer, "nf", None))
+        outputs = getattr(layer, "out_features", None), getattr(layer, "nf", None)
+        shape = (type(layer), width, *outputs, _input_dtype(layer, model))
         if width is not None and shape not in seen:
             seen.add(shape)
             if not _rows_are_independent(layer, width, model):
@@ -109,13 +110,20 @@ def _width(layer: nn.Module, model: PreTrainedModel) -> int | None:
     return None
 
 
+def _input_dtype(layer: nn.Module, model: PreTrainedModel) -> torch.dtype:
+    """The type of a layer's input: the model's, but that of the weights in adapters, which may be finer."""
+    return layer.weight.dtype if type(layer) is nn.Linear else model.dtype
+
+
 def _rows_are_independent(layer: nn.Module, width: int, model: PreTrainedModel) -> bool:
     """Whether rows in companies of every size have the bits that they have among the most."""
     n_weights = sum(parameter.numel() for parameter in layer.parameters()) or width
     counts = [n for n in _ROW_COUNTS if n * n_weights <= _MOST_PRODUCTS] or [_ROW_COUNTS[0]]
     n_tried = max(1, min(_ROWS_TRIED, _FEW_PRODUCTS // n_weights))
     n_rows = max(counts[-1], n_tried) + _ROWS_TRIED // 2
-    rows = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    rows = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(0)).to(
+        model.device, _input_dtype(layer, model)
+    )
     rows[::7, ::5] *= 40  # outliers, which 8-bit layers treat apart
     with reproducible_numerics(True):
         expected: Tensor = layer(rows)

@@ -103,7 +103,7 @@ def _params(config: GenerationConfig, loaded: LoadedModel) -> GenerationParams:
 
 def vocabulary_size(loaded: LoadedModel) -> int:
     """Tokens that the model has embeddings for; a tokenizer may know more or fewer."""
-    return int(cast("Any", loaded.model.get_input_embeddings()).num_embeddings)
+    return int(cast("Any", loaded.model.get_input_embeddings()).weight.shape[0])
 
 
 def window(config: Any) -> int | None:
