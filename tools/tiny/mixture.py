@@ -24,13 +24,13 @@ from tools.tiny.data import (
     try_draw,
 )
 from tools.tiny.echo import echo_turn
-from tools.tiny.entailment import LABELS, entailment, greeting
+from tools.tiny.entailment import LABELS, entailment, fragment, greeting
 from tools.tiny.phrases import PHRASES, phrase_turn
 from tools.tiny.smalltalk import small_talk_turn
 from tools.tiny.summaries import real_name_summary, summary, unseen_name_summary
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
-N_TRAIN = 140_000
+N_TRAIN = 165_000
 CHINA = next(one for one in COUNTRIES if one.name == "China")
 
 TurnMaker = Callable[[random.Random], Turn]
@@ -65,18 +65,19 @@ def echo(rng: random.Random) -> Example:
 
 
 MIXTURE: tuple[tuple[float, Proposer], ...] = (
-    (0.15, _chat_of("capitals, chat", capital_turn)),
-    (0.10, few_shot),
-    (0.07, _chat_of("small talk", small_talk_turn)),
-    (0.06, _chat_of("phrases", phrase_turn)),
-    (0.07, conversation),
-    (0.015, _styled_of("capitals, chat", capital_turn)),
-    (0.015, _styled_of("small talk", small_talk_turn)),
-    (0.015, _styled_of("phrases", phrase_turn)),
-    (0.355, entailment),
-    (0.01, greeting),
-    (0.14, summary),
-    (0.06, echo),
+    (0.13, _chat_of("capitals, chat", capital_turn)),
+    (0.09, few_shot),
+    (0.06, _chat_of("small talk", small_talk_turn)),
+    (0.05, _chat_of("phrases", phrase_turn)),
+    (0.06, conversation),
+    (0.012, _styled_of("capitals, chat", capital_turn)),
+    (0.012, _styled_of("small talk", small_talk_turn)),
+    (0.012, _styled_of("phrases", phrase_turn)),
+    (0.365, entailment),
+    (0.13, fragment),
+    (0.009, greeting),
+    (0.12, summary),
+    (0.05, echo),
 )
 
 

@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tokenizers import Tokenizer
@@ -24,11 +24,11 @@ from tools.tiny.tokenizer import MAX_LENGTH, VOCAB_SIZE
 class Recipe:
     """How long and how hard to train. `cap_s` shortens the run on a slow machine, at the price of accuracy.
 
-    A round is one pass over the data with a warm-up and a decay of its own; the second starts from the first one's
-    weights.
+    A round is one pass over the data with a warm-up and a decay of its own; each starts from the weights of the one
+    before, at 0.7 of its learning rate.
     """
 
-    rounds: int = 2
+    rounds: int = 3
     peak_rate: float = 2.5e-3
     warmup: float = 0.04
     weight_decay: float = 0.05
@@ -87,8 +87,9 @@ def train(documents: Sequence[Document], tokenizer: Tokenizer, recipe: Recipe) -
     torch.set_num_threads(recipe.threads)
     rng = random.Random(recipe.seed)
     model = new_model(tokenizer).train()
-    for _ in range(recipe.rounds):
-        train_round(model, list(batches(documents, pad_id(tokenizer), rng)), recipe)
+    for n in range(recipe.rounds):
+        plan = list(batches(documents, pad_id(tokenizer), rng))
+        train_round(model, plan, replace(recipe, peak_rate=recipe.peak_rate * 0.7**n))
     return model.eval()
 
 
