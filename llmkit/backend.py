@@ -151,7 +151,7 @@ class BackendLLM(BaseLLM):
 
     def complete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
-        call = self._begin(requests)
+        call = self._begin([replace(request, streamed=False) for request in requests])
         with BatchProgress(len(requests), wanted=progress) as line:
             for chunk in self._folding(call):
                 call.show(chunk, line)
@@ -181,7 +181,7 @@ class BackendLLM(BaseLLM):
 
     async def acomplete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
-        call = await self._abegin(requests)
+        call = await self._abegin([replace(request, streamed=False) for request in requests])
         with BatchProgress(len(requests), wanted=progress) as line:
             async for chunk in self._afolding(call):
                 call.show(chunk, line)
@@ -250,7 +250,7 @@ class BackendLLM(BaseLLM):
             TaskArgsInvalid: it is malformed, or asks for another model than this one.
         """
         task = self._own_task(task)
-        call = self._begin([task.to_request()])
+        call = self._begin([replace(task.to_request(), streamed=stream)])
         if stream:
             return self._task_stream(task, call)
         for _ in self._folding(call):

@@ -165,6 +165,8 @@ class Request:
         reproducible: run in reproducible numerics; the model object sets it, for a seed or a self-contained request.
         prompt_ids: the prompt's tokens, once the model object has encoded it.
         guide: the constraint compiled for the model's tokenizer, where the backend masks tokens itself.
+        streamed: somebody reads the chunks as they come; the model object sets it to false where only the end counts,
+            and a backend may then give several tokens in the time of one.
 
     Raises:
         InvalidRequest: an empty prompt or no messages, or both tools and a constraint.
@@ -182,6 +184,7 @@ class Request:
     reproducible: bool = False
     prompt_ids: tuple[int, ...] | None = None
     guide: Guide | None = None
+    streamed: bool = True
 
     def __post_init__(self) -> None:
         if not self.prompt:

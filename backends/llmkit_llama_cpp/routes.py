@@ -155,6 +155,7 @@ class Routes:
             reproducible=False,
             max_tokens=request.params.max_tokens or 1,
             may_wait=request.when_full == "wait",
+            streamed=request.streamed,
         )
 
     def _context(self, n_cells: int, n_sequences: int) -> Context:

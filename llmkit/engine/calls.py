@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -17,10 +18,34 @@ from llmkit.engine.worker import EngineWorker
 from llmkit.places import MAX_WAITING
 from llmkit.types import Chunk, TokenLogprob
 
-_Item = tuple[int, Event | None]
+_PATIENCE_S = 0.05
+"""How long tokens may be held back that nobody reads before the end: waking a reader for each takes time from the step
+that comes next."""
+
+_Item = tuple[int, list[Event | None]]
 _Put = Callable[[_Item], None]
 NumberedRequest: TypeAlias = tuple[int, EngineRequest]
 """A request with its place in the call."""
+
+
+class _Bundle:
+    """Events of one request on their way to its reader: each at once, or where nobody reads along, several together.
+
+    The first goes at once, for it is timed; the last ends what is held back.
+    """
+
+    def __init__(self, index: int, put: _Put, streamed: bool) -> None:
+        self._index, self._put, self._streamed = index, put, streamed
+        self._events: list[Event | None] = []
+        self._due_s = 0.0
+
+    def add(self, event: Event | None) -> None:
+        """Take an event; None is the last."""
+        self._events.append(event)
+        if self._streamed or event is None or time.monotonic() >= self._due_s:
+            events, self._events = self._events, []
+            self._put((self._index, events))
+            self._due_s = time.monotonic() + _PATIENCE_S
 
 
 class EngineCalls:
@@ -63,9 +88,10 @@ class EngineCalls:
                 yield Chunk(index, prompt_tokens=len(request.prompt_ids))
             n_open = len(submitted)
             while n_open:
-                index, event = events.get()
-                n_open -= event is None
-                yield from self._chunk(index, event)
+                index, bundle = events.get()
+                n_open -= bundle[-1] is None
+                for event in bundle:
+                    yield from self._chunk(index, event)
         finally:
             self._cancel(submitted)
 
@@ -83,10 +109,11 @@ class EngineCalls:
                 yield Chunk(index, prompt_tokens=len(request.prompt_ids))
             n_open = len(submitted)
             while n_open:
-                index, event = await events.get()
-                n_open -= event is None
-                for chunk in self._chunk(index, event):
-                    yield chunk
+                index, bundle = await events.get()
+                n_open -= bundle[-1] is None
+                for event in bundle:
+                    for chunk in self._chunk(index, event):
+                        yield chunk
         finally:
             self._cancel(submitted)
 
@@ -121,10 +148,12 @@ class EngineCalls:
         submitted.append(request)
 
     def _hand_in(self, index: int, request: EngineRequest, put: _Put) -> None:
+        bundle = _Bundle(index, put, request.streamed)
+
         def receive(event: Event | None) -> None:
             if event is None:
                 self._leave()
-            put((index, event))
+            bundle.add(event)
 
         try:
             self._worker.hand_in(receive, request)

@@ -48,6 +48,7 @@ class EngineRequest:
         reproducible: use reproducible numerics, and only keys and values that were computed so.
         max_tokens: new tokens of each choice at most; memory for them is promised when the request starts.
         may_wait: whether who hands it in waits for a place in a full queue, or is refused.
+        streamed: somebody reads along; otherwise what comes out may be handed over several tokens at a time.
 
     Raises:
         InvalidRequest: an empty prompt, no choices, unequal numbers of samplers and outputs, or no room for a token.
@@ -59,6 +60,7 @@ class EngineRequest:
     reproducible: bool
     max_tokens: int
     may_wait: bool = True
+    streamed: bool = True
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from queue import SimpleQueue
 
 import pytest
 
 from llmkit.engine.calls import EngineCalls
 from llmkit.engine.engine import Engine
+from llmkit.engine.sequence import Event
 from llmkit.errors import GenerationError, ModelClosed
 from llmkit.testing.fake_runner import FakeRunner
 from tests.engine.harness import alone, make_request
@@ -44,6 +48,49 @@ def test_threads_and_loops_get_the_same_chunks(started: Callable[[FakeRunner], E
         tokens = [token for chunk in chunks if chunk.request == index for token in chunk.token_ids]
         assert [tokens] == alone(request)
     assert sorted(asyncio.run(gathered())) == sorted(n for c in chunks for n in (c.request, *c.token_ids))
+
+
+class Arrivals:
+    """A queue that notes how many events come at a time."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._queue: SimpleQueue[tuple[int, list[Event | None]]] = SimpleQueue()
+
+    def put(self, item: tuple[int, list[Event | None]]) -> None:
+        self.sizes.append(len(item[1]))
+        self._queue.put(item)
+
+    def get(self) -> tuple[int, list[Event | None]]:
+        return self._queue.get()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_tokens_that_nobody_reads_along_come_together_and_the_first_at_once(
+    streamed: bool, started: Callable[[FakeRunner], EngineCalls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrivals, request = Arrivals(), replace(make_request(PROMPT, n=2, max_tokens=30), streamed=streamed)
+    monkeypatch.setattr("llmkit.engine.calls._PATIENCE_S", 1000.0)
+    monkeypatch.setattr("llmkit.engine.calls.SimpleQueue", lambda: arrivals)
+    chunks = list(started(FakeRunner()).chunks([(0, request)]))[1:]
+    assert [[t for c in chunks if c.choice == n for t in c.token_ids] for n in range(2)] == alone(request)
+    assert arrivals.sizes == ([1] * 61 if streamed else [1, 60])  # two texts of 30 tokens, and the end
+
+
+def test_held_back_tokens_come_before_the_error_that_ends_them(
+    started: Callable[[FakeRunner], EngineCalls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.engine.calls._PATIENCE_S", 1000.0)
+    calls = started(FakeRunner(delay_s=0.002))
+    reading = calls.chunks([(0, replace(make_request(PROMPT, max_tokens=1000), streamed=False))])
+    assert [len(next(reading).token_ids) for _ in range(2)] == [0, 1]
+    while calls.figures.steps < 5:
+        time.sleep(0.001)
+    threading.Thread(target=calls.close).start()
+    found: list[int] = []
+    with pytest.raises(ModelClosed):
+        found.extend(token for chunk in reading for token in chunk.token_ids)
+    assert len(found) >= 3
 
 
 def test_a_change_waits_for_what_runs_and_drops_the_cache(started: Callable[[FakeRunner], EngineCalls]) -> None:
