@@ -14,7 +14,7 @@ class City(BaseModel):
 with llmkit.load() as llm:
     # The demo model has never seen JSON: the values mean nothing, the form is certain.
     print(type(llm.complete("Tell me about Lisbon.", schema=City).parsed).__name__)
-    pair = "mnli hypothesis: A man is sleeping. premise: A man is playing a guitar. target: "
+    pair = "mnli hypothesis: The man is sleeping. premise: The man is playing in the park. target: "
     print(llm.run(pair, raw=True, choice=["entailment", "neutral", "contradiction"]))
     print(llm.run("What is the capital of France?", regex=r"The capital of [A-Z][a-z]+ is [A-Z][a-z]+\."))
     try:
