@@ -238,6 +238,8 @@ class LlamaCppLLM(BackendLLM):
     # --- GPT tasks, checkpoints, life -------------------------------------------------------------------------------
 
     def _task_mismatch(self, task: GPTTask) -> str | None:
+        if self.adapter is not None:
+            return f"adapter: the task asks for a model without one, this one generates with {self.adapter!r}"
         if task.quantize_bits is not None or task.dtype != "auto":
             return "dtype, quantize_bits: a GGUF file has the precision that it was written with"
         return super()._task_mismatch(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.errors import ModelInvalid
+from llmkit.errors import ModelInvalid, TaskArgsInvalid
 from llmkit_llama_cpp import LlamaCppLLM
 from tests.llama_cpp import ggufs
 
@@ -85,6 +86,15 @@ def test_what_runs_ends_under_its_own_adapter(own: LlamaCppLLM, adapters: list[P
     changing.join(60)
     assert not changing.is_alive()
     assert own.run(PROMPT, seed=seed, **wish) != expected
+
+
+def test_a_gpt_task_is_refused_while_an_adapter_is_in_use(own: LlamaCppLLM, adapters: list[Path]) -> None:
+    task = json.loads((Path(__file__).parents[2] / "examples" / "task.json").read_text())
+    own.set_adapter(adapters[0])
+    with pytest.raises(TaskArgsInvalid, match="adapter: the task asks for a model without one"):
+        own.execute(task)
+    own.set_adapter(None)
+    assert own.execute(task)
 
 
 def test_another_model_begins_without_the_adapter(own: LlamaCppLLM, adapters: list[Path]) -> None:
