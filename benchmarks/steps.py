@@ -27,6 +27,7 @@ BATCHES, HISTORIES = (1, 2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2000)
 N_HISTORY, N_BESIDE = 128, 8
 BATCH_GROWTH, HISTORY_GROWTH = "a step, by sequences", "a step, by history"
 VOCABULARY, N_SAMPLED = 150_000, 16
+SPREADS = (4, 8)  # nuclei of some hundred tokens, and of some dozen
 KINDS: dict[str, tuple[str, ...]] = {
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_index_put_impl_"),
@@ -88,16 +89,17 @@ def _sampling() -> list[Row]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **shape)).eval()
     make_switchable(model)
     step = _step(FlatRunner(model), [N_HISTORY] * N_SAMPLED, False)
-    logits = 8 * torch.randn(N_SAMPLED, VOCABULARY)  # nuclei of some tokens to some dozens, as trained models have
+    logits = torch.randn(N_SAMPLED, VOCABULARY)
     params = GenerationParams(do_sample=True, temperature=1.0, top_p=0.9, seed=1)
 
-    def sample() -> None:
-        for one in logits:
-            ChoiceSampler(Sampler(params, 0, GenerationConfig()), ()).choose(one, 0)
+    def sampling(scale: int) -> Callable[[], object]:
+        rows = scale * logits
+        return lambda: [ChoiceSampler(Sampler(params, 0, GenerationConfig()), ()).choose(one, 0) for one in rows]
 
-    seconds = interleaved({"step": step, "top-p": sample}, N_ROUNDS)
+    sides = {f"logits of standard deviation {scale}": sampling(scale) for scale in SPREADS}
+    seconds = interleaved({"step": step, **sides}, N_ROUNDS)
     workload = f"top-p of {N_SAMPLED} sequences, vocabulary {VOCABULARY:,}"
     return [
-        row(workload, "choosing", "s", seconds["top-p"]),
-        row(workload, "choosing / the step's forward pass", "x", ratios(seconds["top-p"], seconds["step"])),
+        *(row(workload, f"choosing, {name}", "s", seconds[name]) for name in sides),
+        *(row(workload, f"choosing / the step, {name}", "x", ratios(seconds[name], seconds["step"])) for name in sides),
     ]

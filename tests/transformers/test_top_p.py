@@ -46,9 +46,18 @@ def test_most_rows_of_a_usual_shape_need_no_sort(monkeypatch: pytest.MonkeyPatch
 
 def test_a_border_between_equals_or_close_to_rounding_is_left_to_the_sort() -> None:
     flat = torch.cat([torch.zeros(4), torch.full((V,), -40.0)])
-    assert module._nucleus(flat, 0.6) is None  # the second, third and fourth are equally likely
+    assert module._least_kept(flat, 0.6) is None  # the second, third and fourth are equally likely
     steps = torch.cat([torch.tensor([0.5, 0.3, 0.2]).log(), torch.full((V,), -40.0)])
-    assert module._nucleus(steps, 0.5 + 1e-6) is None
-    kept = module._nucleus(steps, 0.6)
-    assert kept is not None
-    assert kept.tolist() == [0, 1]
+    assert module._least_kept(steps, 0.5 + 1e-6) is None
+    assert module._least_kept(steps, 0.6) == float(steps[1])
+    assert module._least_kept(torch.zeros(V), 0.5) is None
+    assert module._least_kept(0.01 * torch.randn(20 * V, generator=torch.Generator().manual_seed(3)), 0.5) is None
+
+
+def test_rows_of_a_large_vocabulary_keep_the_same_tokens_alone_and_together() -> None:
+    draw, ids = torch.Generator().manual_seed(4), torch.zeros(1, 1, dtype=torch.long)
+    found = [scale * torch.randn(150_000, generator=draw) for scale in (1.0, 2.0, 4.0, 8.0)]
+    expected = TopPLogitsWarper(0.9)(ids, torch.stack(found))
+    assert torch.equal(NucleusFilter(0.9)(ids, torch.stack(found)), expected)
+    assert all(torch.equal(NucleusFilter(0.9)(ids, row[None])[0], e) for row, e in zip(found, expected, strict=True))
+    assert [module._least_kept(row, 0.9) is None for row in found[2:]] == [False, False]
