@@ -144,6 +144,12 @@ class GenerationParams:
         return self.num_return_sequences or 1
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether a repetition, frequency or presence penalty changes the logits."""
+        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        return any(name in names for name in self.effective())
+
+    @property
     def uses_beams(self) -> bool:
         """Whether beam search is asked for."""
         return (self.num_beams or 1) > 1

@@ -80,7 +80,7 @@ class ChoiceSampler:
 
     def __post_init__(self) -> None:
         plain = self.matcher is None and self.params.logprobs is None
-        self.is_plain_greedy = plain and not self.params.do_sample and not has_penalties(self.params)
+        self.is_plain_greedy = plain and not self.params.do_sample and not self.params.has_penalties
 
     def choose(self, logits: Logits, likeliest: int) -> int:
         """The next token.
@@ -120,12 +120,6 @@ def only_allowed(logits: Logits, matcher: Matcher) -> Logits:
     return np.where(bits.view(np.bool_), logits, np.float32(-np.inf))
 
 
-def has_penalties(params: GenerationParams) -> bool:
-    """Whether a penalty changes the logits."""
-    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-    return any(name in names for name in params.effective())
-
-
 def penalised(logits: Logits, context: Sequence[int], chosen: Sequence[int], params: GenerationParams) -> Logits:
     """Logits after repetition, frequency and presence penalty.
 
@@ -139,7 +133,7 @@ def penalised(logits: Logits, context: Sequence[int], chosen: Sequence[int], par
         chosen: tokens generated so far.
         params: the penalties; unset ones are neutral.
     """
-    if not has_penalties(params):
+    if not params.has_penalties:
         return logits
     logits = logits.copy()
     if params.repetition_penalty not in (None, 1.0):

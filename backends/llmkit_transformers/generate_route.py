@@ -21,7 +21,7 @@ from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import ScoredToken, TokenSpelling
-from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, has_penalties, penalised
+from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, penalised
 from llmkit_transformers.settings import window
 
 Emit = Callable[[Chunk], None]
@@ -292,7 +292,7 @@ class _Penalise(LogitsProcessor):
     params: GenerationParams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not has_penalties(self.params):
+        if not self.params.has_penalties:
             return scores
         generated = _token_rows(input_ids[:, self.n_before :])
         rows = zip(scores, generated, strict=True)

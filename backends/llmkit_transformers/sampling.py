@@ -57,7 +57,7 @@ class Sampler:
     def is_plain_greedy(self) -> bool:
         """Whether the likeliest token is all that is asked, so that the caller may take the argmax itself."""
         plain = self.matcher is None and not self.wants_logprobs
-        return plain and not self.params.do_sample and not has_penalties(self.params)
+        return plain and not self.params.do_sample and not self.params.has_penalties
 
     @property
     def wants_logprobs(self) -> bool:
@@ -98,12 +98,6 @@ class Sampler:
         return token
 
 
-def has_penalties(params: GenerationParams) -> bool:
-    """Whether a penalty changes the logits."""
-    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-    return any(name in names for name in params.effective())
-
-
 def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], params: GenerationParams) -> Tensor:
     """Logits after repetition, frequency and presence penalty.
 
@@ -117,7 +111,7 @@ def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], 
         generated: tokens generated so far.
         params: the penalties; unset ones are neutral.
     """
-    if not has_penalties(params):
+    if not params.has_penalties:
         return logits
     logits = logits.clone()
     if params.repetition_penalty not in (None, 1.0):
