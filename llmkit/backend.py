@@ -105,6 +105,10 @@ class BackendLLM(BaseLLM):
         """What generates; another object once the model was replaced."""
         return None
 
+    def _adapted_by(self) -> object:
+        """What changes the model's texts in its place; another object once it was changed."""
+        return None
+
     @property
     def fingerprint(self) -> str | None:
         """What the bits depend on; None where nothing is promised."""
@@ -290,8 +294,8 @@ class BackendLLM(BaseLLM):
 
     def _begin(self, requests: Sequence[Request]) -> Call:
         self._check_open()
-        begun_for = self._generating()
-        call = Call([self._prepare(request) for request in requests], begun_for)
+        begun_for, begun_with = self._generating(), self._adapted_by()
+        call = Call([self._prepare(request) for request in requests], begun_for, begun_with)
         self._warn_of_dropped(call)
         return call
 
@@ -339,7 +343,12 @@ class BackendLLM(BaseLLM):
     def _completions(self, call: Call) -> list[Completion]:
         # A fingerprint may read all weights: only where somebody is promised something.
         is_promised = any(request.reproducible for request in call.requests)
-        return call.completions(self.fingerprint if is_promised else None, self._read_answer)
+        return call.completions(self._fingerprint_of(call) if is_promised else None, self._read_answer)
+
+    def _fingerprint_of(self, call: Call) -> str | None:
+        """None where the adapter was changed meanwhile, since either may have been in use."""
+        found = self.fingerprint
+        return found if call.begun_with is self._adapted_by() else None
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())

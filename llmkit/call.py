@@ -31,10 +31,12 @@ class Call:
 
     Attributes:
         begun_for: what was to generate when they were settled.
+        begun_with: the adapter that it had then.
     """
 
     prepared: Sequence[Prepared]
     begun_for: object = None
+    begun_with: object = None
     builders: list[CompletionBuilder] = field(init=False)
 
     def __post_init__(self) -> None:

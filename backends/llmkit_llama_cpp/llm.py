@@ -112,6 +112,7 @@ class LlamaCppLLM(BackendLLM):
             )
             undo.pop_all()
         self._files, self._sizes, self._its_params, self._adapter = files, its_sizes, its_params, adapter
+        self._adapted_since = object()  # another one after every change of adapters
         self._model: GGUFModel | None = model
         self._encoder, self._routes, self._guides = encoder, routes, Guides(model.guide_tokenizer)
         # A model that is dropped without close() ends its threads, too.
@@ -170,6 +171,9 @@ class LlamaCppLLM(BackendLLM):
         """The file of the LoRA adapter in use."""
         return None if self._adapter is None else str(self._adapter)
 
+    def _adapted_by(self) -> object:
+        return self._adapted_since
+
     def set_adapter(self, adapter: str | os.PathLike[str] | None) -> None:
         """Generate with this LoRA adapter from now on, or without one; the model's weights stay as they are loaded.
 
@@ -183,7 +187,7 @@ class LlamaCppLLM(BackendLLM):
         path = _adapter_path(adapter)
         if path != self._adapter:
             self._routes.use_adapter(None if path is None else self._require().adapter(path))
-            self._adapter = path
+            self._adapter, self._adapted_since = path, object()
             self._forget_identity("fingerprint")
 
     # --- identity ---------------------------------------------------------------------------------------------------

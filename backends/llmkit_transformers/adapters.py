@@ -104,6 +104,7 @@ class Adapters:
 
     Attributes:
         active: the adapter in its place.
+        since: another object after every change.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, known: AdapterFiles | None = None) -> None:
@@ -113,6 +114,7 @@ class Adapters:
         self._places: dict[AdapterFiles, list[_Place]] = {}
         self._own_weights: Mapping[str, Tensor] | None = None
         self.active: AdapterFiles | None = None
+        self.since = object()
 
     def read(self, path: Path) -> AdapterFiles:
         """`read_adapter`, once for each path."""
@@ -156,6 +158,7 @@ class Adapters:
 
     def _change(self, files: AdapterFiles | None) -> None:
         with self._changing:
+            self.since = object()
             if self.active is not None:
                 for place in self._places[self.active]:
                     setattr(place.parent, place.name, place.own)
@@ -198,6 +201,7 @@ def _inject(model: PreTrainedModel, files: AdapterFiles) -> None:
         ModelInvalid: the adapter lacks tensors, or has some that belong nowhere.
     """
     functional: Any = import_module("peft.functional")
+    offloaded = _meta_names(model)
     # On the meta device, since peft's initial values would draw from torch's global generator.
     functional.inject_adapter_in_model(deepcopy(files.config), model, adapter_name=_NAME, low_cpu_mem_usage=True)
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in files.tensors.items()}
@@ -208,11 +212,16 @@ def _inject(model: PreTrainedModel, files: AdapterFiles) -> None:
             f"{str(files.path)!r} is no LoRA adapter for this model, which has no layer for "
             f"{len(result.unexpected_keys)} of its tensors, among them {min(result.unexpected_keys)!r}"
         )
-    empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+    empty = sorted(name for name in _meta_names(model) if name.replace(".base_layer.", ".") not in offloaded)
     if empty:
         raise ModelInvalid(f"{str(files.path)!r} lacks {len(empty)} of its tensors, among them {empty[0]!r}")
     functional.cast_adapter_dtype(model, _NAME)
     model.eval()
+
+
+def _meta_names(model: PreTrainedModel) -> set[str]:
+    """The parameters that are without values here: not filled yet, or brought here layer by layer."""
+    return {name for name, parameter in model.named_parameters() if parameter.is_meta}
 
 
 def read_adapter(path: Path) -> AdapterFiles:

@@ -199,6 +199,9 @@ class TransformersLLM(BackendLLM):
         active = self._adapters.active
         return None if active is None else str(active.path)
 
+    def _adapted_by(self) -> object:
+        return self._adapters.since
+
     def set_adapter(self, adapter: str | os.PathLike[str] | None) -> None:
         """Generate with this LoRA adapter from now on, or without one; the model's weights stay as they are loaded.
 
