@@ -33,9 +33,10 @@ _PARTS_AND_NEIGHBOURS: tuple[tuple[tuple[int, ...], int], ...] = (
     ((5, 1, 1), 0),
     ((1, 3, 17), 1),
     ((9, 1, 1, 30), 7),
-    ((1, 40), 19),
+    ((1, 1, 1, 40), 19),
 )
-"""How the prompt is cut, and how many others are in each step; what the parts leave is the last part."""
+"""How the prompt is cut, and how many others are in each step; what the parts leave is the last part. A part of one
+token stands side by side with the others in one tensor, for they go on by one token each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +158,16 @@ def _model_problems(model: PreTrainedModel, runner: FlatRunner) -> Iterator[str]
 def _equal_in_company(
     runner: FlatRunner, prompt: list[int], cuts: Sequence[int], n_others: int, alone: SequenceBuffers, logits: Tensor
 ) -> bool:
+    """Whether the prompt's parts have the bits that it has alone, beside others that go on by a token each step."""
     kept, at, found = runner.new(), 0, logits
+    others, read = [runner.new() for _ in range(n_others)], [0] * n_others
     for n in cuts:
-        others = [Slice(runner.new(), prompt[: 1 + index % 5], 0, True) for index in range(n_others)]
-        found = runner.logits([*others, Slice(kept, prompt[at : at + n], at, True)])[-1]
+        slices = [Slice(kept, prompt[at : at + n], at, True)]
+        for index, other in enumerate(others):
+            n_next = 1 if at else 1 + index % 5
+            slices.append(Slice(other, prompt[read[index] : read[index] + n_next], read[index], True))
+            read[index] += n_next
+        found = runner.logits(slices)[0]
         at += n
     tensors = zip((*kept.keys, *kept.values), (*alone.keys, *alone.values), strict=True)
     return torch.equal(found, logits) and all(torch.equal(a[:, :at], b[:, :at]) for a, b in tensors)

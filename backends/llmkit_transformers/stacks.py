@@ -1,8 +1,8 @@
 """Sequences of equally many tiles side by side in one tensor, so that one call can attend for all of them.
 
 Stacks hold the sequences that read one token each in the step at hand; all others have tensors of their own. What a
-stack has beyond its members, a quarter of them at most, is in nobody's bytes; processors do not touch it before it is
-used. Neither attention nor requests are known here.
+stack has beyond its members is in nobody's bytes: room for a quarter more when it grows, and for half as many again
+and one before it shrinks. Neither attention nor requests are known here.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class Stack:
         buffers.tensors, buffers.stack = [stacked[slot] for stacked in self.tensors], self
 
     def _resize(self, n_members: int, like: SequenceBuffers) -> None:
-        """Have slots for so many: a quarter more where there are too few, and never more than about twice as many."""
+        """Have slots for so many: a quarter more where there are too few, or over half as many again too many."""
         for at, own in enumerate(like.tensors):
             n_slots = self.tensors[at].shape[0] if at < len(self.tensors) else 0
-            if not n_members <= n_slots <= 2 * n_members + 1:
+            if not n_members <= n_slots <= n_members + n_members // 2 + 1:
                 self._replace(at, own.new_empty(n_members + n_members // 4, own.shape[0], self.capacity, own.shape[2]))
         for slot, buffers in enumerate(self.members):
             if buffers.stack is self:

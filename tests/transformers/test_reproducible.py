@@ -142,6 +142,22 @@ def test_the_self_test_names_whole_slices(monkeypatch: pytest.MonkeyPatch) -> No
     assert "has other bits than alone" in self_test.self_test(model, FlatRunner(model)).problem
 
 
+def test_the_self_test_names_stacks_whose_rows_see_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither layers nor sequences by themselves show it."""
+    n_together: list[int] = []
+    real = flat_attention._side_by_side
+
+    def leaking(step: Any, stacked: Any, new: Any, how: Any, out: Tensor) -> None:
+        real(step, stacked, new, how, out)
+        n_together.append(len(stacked.stack.members))
+        out[:, stacked.first_row : stacked.first_row + n_together[-1]] *= 1 + 1e-3 * n_together[-1]
+
+    monkeypatch.setattr(flat_attention, "_side_by_side", leaking)
+    model = switchable(FLAT["llama"]())
+    assert "has other bits than alone" in self_test.self_test(model, FlatRunner(model)).problem
+    assert max(n_together) > 1
+
+
 def test_the_self_test_tries_a_large_layer_on_fewer_rows_than_a_small_one() -> None:
     """Its cost is bounded by the multiplications of each layer."""
     counts: dict[int, list[int]] = {16: [], 1 << 23: []}

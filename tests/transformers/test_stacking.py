@@ -166,7 +166,8 @@ def test_contents_survive_any_coming_and_going_and_slots_stay_dense() -> None:
             assert all(
                 member.stack is stack and whole_tiles(ends[member]) == stack.capacity for member in stack.members
             )
-            assert len(stack.members) <= len(stack.tensors[0]) <= 2 * len(stack.members) + 1
+            n = len(stack.members)
+            assert n <= len(stack.tensors[0]) <= n + n // 2 + 1
         assert sum(len(stack.members) for stack in stacks) == sum(buffers.stack is not None for buffers in numbers)
         assert all(kept.is_whole(buffers, number) for buffers, number in numbers.items())
         if len(numbers) > 12 and draw.random() < 0.1:
