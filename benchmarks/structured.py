@@ -18,7 +18,7 @@ from llmkit.structured import Constraint
 
 N_TASKS = 16
 N_FIELDS = 50
-N_NEW_TOKENS = 352
+N_NEW_TOKENS = 400
 N_ROUNDS = 5
 LIMIT = 1 / (1 - 0.15)
 """At most 15 % of the tokens per second may be lost."""

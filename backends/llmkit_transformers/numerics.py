@@ -64,8 +64,9 @@ def reproducible_numerics(active: bool, *, packed: bool = False) -> Generator[No
 
     Args:
         active: whether in those forms.
-        packed: where they are not asked for, compute products by oneDNN all the same: for four to a hundred rows of
-            float32 its kernels take about half of MKL's time, at the price of a second copy of the weights.
+        packed: where they are not asked for, compute products by oneDNN all the same: where other work shares the
+            cores, its kernels take down to half of MKL's time for many rows, at the price of a second copy of the
+            weights.
     """
     before = _mode.reproducible, _mode.packed
     _mode.reproducible, _mode.packed = active, packed

@@ -33,7 +33,7 @@ _ROW_MULTIPLE = 4
 _PACKED_SHARE = 0.2
 """The part of the free memory that this copy may take."""
 
-_MANY = 4
+_MANY = 16
 """Sequences in a step from which a second copy of the weights, in another layout, pays."""
 
 

@@ -47,15 +47,15 @@ def prompts(n: int) -> list[list[int]]:
 
 
 def test_tokens_of_many_sequences_are_those_of_each_alone(model: PreTrainedModel) -> None:
-    tasks = prompts(8)
+    tasks = prompts(16)
     alone = [greedy(model, [task])[0] for task in tasks]
     assert packed_bytes(model) == 0
     assert greedy(model, tasks) == alone
     assert packed_bytes(model) > 0
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, False), (3, False), (4, True), (9, True)])
-def test_the_copy_is_made_from_four_sequences_on(n: int, expected: bool, model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("n", "expected"), [(1, False), (15, False), (16, True), (20, True)])
+def test_the_copy_is_made_from_sixteen_sequences_on(n: int, expected: bool, model: PreTrainedModel) -> None:
     greedy(model, prompts(n))
     assert (packed_bytes(model) > 0) is expected
 
@@ -65,10 +65,10 @@ def test_where_memory_is_short_no_copy_is_made(model: PreTrainedModel, monkeypat
         available = model.get_memory_footprint() * 4
 
     monkeypatch.setattr(runner.psutil, "virtual_memory", Short)
-    greedy(model, prompts(5))
+    greedy(model, prompts(16))
     assert packed_bytes(model) == 0
     monkeypatch.setattr(Short, "available", model.get_memory_footprint() * 6)
-    greedy(model, prompts(5))
+    greedy(model, prompts(16))
     assert packed_bytes(model) > 0
 
 
@@ -82,6 +82,6 @@ def test_the_products_of_such_a_step_are_onednns(model: PreTrainedModel, monkeyp
     monkeypatch.setattr("llmkit_transformers.numerics.row_product", counted)
     greedy(model, prompts(3))
     assert n_calls[0] == 0
-    greedy(model, prompts(4))
+    greedy(model, prompts(16))
     n_layers: int = model.config.num_hidden_layers
     assert n_calls[0] == N_NEW * (7 * n_layers + 1)
