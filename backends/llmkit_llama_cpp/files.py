@@ -1,6 +1,6 @@
-"""From a model's name to GGUF files on this machine; the only place that may open a socket.
+"""From a model's name to GGUF files on this machine, through the hub where it has to be.
 
-It maps the hub's errors and knows nothing of what the files hold.
+It knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -8,22 +8,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from llmkit.errors import ModelDownloadError, ModelInvalid, ModelNotDownloaded
+from llmkit.errors import ModelInvalid
+from llmkit.hub import from_hub
 from llmkit.registry import EMBEDDED_MODEL
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -61,8 +53,8 @@ def find_model(name: str | None, *, local_files_only: bool = False) -> ModelFile
     if path.is_file() or not colon or repository.count("/") != 1 or repository.startswith((".", "~", os.sep)):
         return ModelFiles(name, tuple(_present(path.with_name(part)) for part in _parts(path.name)))
     repository, _, revision = repository.partition("@")
-    found = (_from_hub(repository, part, revision or None, local_files_only) for part in _parts(file))
-    return ModelFiles(name, tuple(found))
+    fetches = (partial(hf_hub_download, repository, part, revision=revision or None) for part in _parts(file))
+    return ModelFiles(name, tuple(from_hub(name, fetch, local_files_only=local_files_only) for fetch in fetches))
 
 
 def _parts(file: str) -> list[str]:
@@ -78,34 +70,3 @@ def _present(path: Path) -> Path:
     if not path.is_file():
         raise ModelInvalid(f"there is no GGUF file at {str(path)!r}")
     return path
-
-
-def _from_hub(repository: str, file: str, revision: str | None, local_files_only: bool) -> Path:
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise ModelInvalid(f"{repository!r} is neither a path nor a hub id: {error}") from error
-    if local_files_only:
-        raise ModelNotDownloaded(f"{repository}:{file} is not on this machine, and local_files_only is set")
-    return _download(repository, file, revision)
-
-
-def _download(repository: str, file: str, revision: str | None) -> Path:
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
-            raise ModelNotDownloaded(f"{repository}:{file} is not on this machine, and the hub is offline") from error
-        raise ModelDownloadError(
-            f"{repository}:{file} is not on this machine, and the hub cannot be reached"
-        ) from error
-    except GatedRepoError as error:
-        raise ModelDownloadError(f"model {repository!r} is gated: accept its terms and set HF_TOKEN") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ModelInvalid(f"the hub has no model {repository!r} at revision {revision or 'main'!r}") from error
-    except EntryNotFoundError as error:
-        raise ModelInvalid(f"the hub's model {repository!r} has no file {file!r}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelDownloadError(f"{repository}:{file} could not be downloaded: {error}") from error

@@ -1,6 +1,6 @@
-"""From a model's name to a local folder; the only place that may open a socket.
+"""From a model's name to a local folder, through the hub where it has to be.
 
-It maps the hub's errors and knows nothing of what the files hold, beyond that weights are safetensors.
+It knows nothing of what the files hold, beyond that weights are safetensors.
 """
 
 from __future__ import annotations
@@ -8,21 +8,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from llmkit.errors import ModelDownloadError, ModelInvalid, ModelNotDownloaded
+from llmkit.errors import ModelInvalid
+from llmkit.hub import from_hub
 from llmkit.registry import EMBEDDED_MODEL
 
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -66,50 +59,15 @@ def find_model(name: str | None, *, local_files_only: bool = False) -> ModelFile
     if path.is_absolute() or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise ModelInvalid(f"there is no model folder at {name!r}")
     repository, _, revision = name.partition("@")
-    return _checked(ModelFiles(_from_hub(repository, revision or None, local_files_only), repository, revision or None))
-
-
-def _from_hub(repository: str, revision: str | None, local_files_only: bool) -> Path:
-    try:
-        cached = _snapshot(repository, revision, offline=True)
-        if _is_complete(cached):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise ModelInvalid(f"{repository!r} is neither a folder nor a hub id: {error}") from error
-    if local_files_only:
-        raise ModelNotDownloaded(f"model {repository!r} is not on this machine, and local_files_only is set")
-    return _download(repository, revision)
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    try:
-        return _snapshot(repository, revision, offline=False)
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
-            raise ModelNotDownloaded(f"model {repository!r} is not on this machine, and the hub is offline") from error
-        raise ModelDownloadError(
-            f"model {repository!r} is not on this machine, and the hub cannot be reached"
-        ) from error
-    except GatedRepoError as error:
-        raise ModelDownloadError(f"model {repository!r} is gated: accept its terms and set HF_TOKEN") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ModelInvalid(f"the hub has no model {repository!r} at revision {revision or 'main'!r}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelDownloadError(f"model {repository!r} could not be downloaded: {error}") from error
-
-
-def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
-    return Path(
-        snapshot_download(
-            repository,
-            revision=revision,
-            local_files_only=offline,
-            allow_patterns=_WANTED,
-            ignore_patterns=_UNWANTED,
-        )
+    fetch = partial(
+        snapshot_download,
+        repository,
+        revision=revision or None,
+        allow_patterns=_WANTED,
+        ignore_patterns=_UNWANTED,
     )
+    folder = from_hub(name, fetch, local_files_only=local_files_only, is_complete=_is_complete)
+    return _checked(ModelFiles(folder, repository, revision or None))
 
 
 def _is_complete(folder: Path) -> bool:
