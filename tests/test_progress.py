@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -16,6 +17,7 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from llmkit import BaseLLM, GenerationParams, Request
 from llmkit.errors import GenerationError, ParameterError
@@ -123,10 +125,19 @@ class Leaving(Plain):
         return f"{task}!"
 
 
+def _show_a_bar_elsewhere() -> None:
+    """All bars of a process share one lock, also those of other libraries."""
+    elsewhere = threading.Thread(target=lambda: list(tqdm(range(3), file=io.StringIO())), daemon=True)
+    elsewhere.start()
+    elsewhere.join(10)
+    assert not elsewhere.is_alive()
+
+
 def test_a_terminal_that_goes_away_does_not_stop_the_batch(terminal: Terminal) -> None:
     tasks = ["one", "two", *(f"task {n}" for n in range(300))]
     with redirect_stderr(terminal.stderr):
         assert Leaving(terminal).batch_run(tasks, progress=True) == [f"{task}!" for task in tasks]
+    _show_a_bar_elsewhere()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, terminal.stderr.fileno())  # what is still buffered has somewhere to go
     os.close(null)

@@ -5,12 +5,10 @@ It counts what runners tell it and times it; it knows no steps.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from tqdm import tqdm
+from llmkit.progress import is_terminal, new_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +46,16 @@ class Progress:
     def __init__(self, label: str, n_rows: int | None = None, *, show: bool | None = None) -> None:
         self.rows_in = self.rows_out = self.failed = self.reused = self.computed = self.tokens = 0
         self._started_s = time.monotonic()
-        shown = sys.stderr.isatty() if show is None else show
-        self._bar: Any = tqdm(desc=label, total=n_rows, unit="rows", disable=not shown, file=sys.stderr)
+        shown = is_terminal() if show is None else show
+        self._bar = new_bar(desc=label, total=n_rows, unit="rows") if shown else None
 
     def batch_done(self, rows_in: int, rows_out: int) -> None:
         """Rows that went in have come out."""
         self.rows_in += rows_in
         self.rows_out += rows_out
-        if not self._bar.disable:
+        if self._bar is not None:
             self._bar.set_postfix_str(self._postfix(), refresh=False)
-        self._bar.update(rows_in)
+            self._bar.update(rows_in)
 
     def report(self) -> Report:
         """The counts as they are now."""
@@ -66,7 +64,8 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar's line to its end. Safe twice."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _postfix(self) -> str:
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
