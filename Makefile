@@ -21,7 +21,7 @@ run: $(VENV)/.run-stamp  ## run examples/task.json on the embedded model
 	@$(BIN)/llmkit task examples/task.json
 
 test: $(VENV)/.dev-stamp  ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 tiny: $(VENV)/.dev-stamp  ## rebuild the embedded model (about half an hour on two cores)
 	$(BIN)/python -m tools.tiny.build

@@ -1,4 +1,4 @@
-"""What every test runs under: no network, two torch threads, and skips for hardware that is not there.
+"""What every test runs under: no network, few threads, and skips for hardware that is not there.
 
 The guard is in place before any test module is imported, so that nothing can keep a reference to the real functions.
 """
@@ -15,9 +15,9 @@ import pytest
 # Read once, when the libraries are first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-
-N_TORCH_THREADS = 2
+# Several workers share the cores, and threads that spin while they wait would take them from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 
 class NetworkBlocked(RuntimeError):
@@ -103,7 +103,7 @@ def _torch_threads() -> None:
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        torch.set_num_threads(N_TORCH_THREADS)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,8 +5,10 @@ The blocks of one page share a namespace and run in order, in an empty directory
 """
 
 import ast
+import logging
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,14 @@ def snippets(page: Path) -> list[Snippet]:
     ]
 
 
+@pytest.fixture
+def _llama_cpp_stays_silent() -> Iterator[None]:
+    """A page shows how to have llama.cpp's log, which is the whole process's."""
+    yield
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 10)
+
+
+@pytest.mark.usefixtures("_llama_cpp_stays_silent")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")], ids=lambda p: p.name
 )

@@ -50,8 +50,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requested.append(self.path)
         match = _ADDRESS.match(self.path)
-        assert match is not None, self.path
-        organisation, repository, kind, revision, file = match.groups()
+        organisation, repository, kind, revision, file = match.groups() if match else ("",) * 5
         if organisation == "gated":
             self._refuse(403, "GatedRepo")
         elif organisation == "broken":

@@ -95,6 +95,7 @@ def test_ctrl_c_during_an_answer_drops_the_turn_and_returns_to_the_prompt(chat: 
 def test_ctrl_c_takes_back_what_was_typed_and_on_an_empty_line_leaves(chat: Terminal) -> None:
     chat.type(b"never sent")
     chat.wait_for(rb"never sent")
+    time.sleep(0.2)  # Python's line editor loses a signal that comes just before it waits for the next key
     chat.type(CTRL_C)
     chat.wait_for(rb"> ")
     chat.type(b"hi\r")

@@ -47,9 +47,11 @@ def test_what_a_sequence_takes_does_not_depend_on_how_it_was_cut(n_tokens: int) 
 
 
 @pytest.mark.parametrize("n_kept", [1, 64, 700, 1025])
-def test_a_copy_takes_what_reading_its_tokens_takes_and_is_independent(n_kept: int) -> None:
+def test_a_fork_takes_what_reading_its_tokens_takes_and_is_independent(n_kept: int) -> None:
     source = read([1200])
-    copy = source.copy(n_kept)
+    copy = source.fork(n_kept)
+    assert copy.tensors[0].data_ptr() == source.tensors[0].data_ptr(), "nothing is copied before a step needs it"
+    copy.own()
     assert copy.n_bytes == read([n_kept]).n_bytes
     copy.write(0, n_kept, rows(0, 1), rows(0, 1))
     keys, _ = copy.of_layer(0)

@@ -146,6 +146,18 @@ class Kept:
         self.lengths[buffers] = n_tokens
         return buffers
 
+    def fork(self, source: SequenceBuffers, n_tokens: int) -> SequenceBuffers:
+        made = source.fork(n_tokens)
+        self.lengths[made] = n_tokens
+        return made
+
+    def forget(self, buffers: SequenceBuffers, n_tokens: int) -> None:
+        """Keep the first tokens only, and write something else behind them."""
+        n_more = min(5, buffers.tensors[0].shape[1] - n_tokens)
+        for layer in range(2):
+            buffers.write(layer, n_tokens, torch.full((2, n_more, 4), 99.0), torch.full((2, n_more, 4), 99.0))
+        self.lengths[buffers] = n_tokens
+
     def is_whole(self, buffers: SequenceBuffers, number: int) -> bool:
         n = self.lengths[buffers]
         return all(
@@ -158,10 +170,20 @@ class Kept:
 def test_contents_survive_any_coming_and_going_and_slots_stay_dense() -> None:
     draw, kept = random.Random(6), Kept()
     numbers = {kept.add(number, draw.choice([3, 64, 100, 130])): number for number in range(30)}
-    for _ in range(150):
+    for _ in range(300):
+        forks: list[SequenceBuffers] = []
+        for source in draw.sample(list(numbers), draw.randint(0, 3) if len(numbers) < 40 else 0):
+            forks.append(kept.fork(source, draw.randint(1, kept.lengths[source])))
+            numbers[forks[-1]] = numbers[source]
+            if draw.random() < 0.3:
+                del numbers[source]
+                kept.stacks.free(source)
         named = draw.sample(list(numbers), draw.randint(0, len(numbers)))
         ends = {buffers: draw.choice([kept.lengths[buffers], kept.lengths[buffers] + 1]) for buffers in named}
-        stacks = kept.stacks.arrange(ends)
+        stacks = kept.stacks.arrange(ends, forks)
+        assert not any(fork.is_borrowed for fork in forks)
+        for buffers in draw.sample(list(numbers), 3):
+            kept.forget(buffers, draw.randint(1, kept.lengths[buffers]))
         for stack in stacks:
             assert all(
                 member.stack is stack and whole_tiles(ends[member]) == stack.capacity for member in stack.members
@@ -170,7 +192,7 @@ def test_contents_survive_any_coming_and_going_and_slots_stay_dense() -> None:
             assert n <= len(stack.tensors[0]) <= n + n // 2 + 1
         assert sum(len(stack.members) for stack in stacks) == sum(buffers.stack is not None for buffers in numbers)
         assert all(kept.is_whole(buffers, number) for buffers, number in numbers.items())
-        if len(numbers) > 12 and draw.random() < 0.1:
+        if len(numbers) > 12 and draw.random() < 0.5:
             gone = draw.choice(list(numbers))
             del numbers[gone]
             kept.stacks.free(gone)
