@@ -40,11 +40,13 @@ class SequenceBuffers:
         tensors: keys and values of each layer by turns, `(H_kv, C, D)` in the model's dtype, C in whole tiles and
             no more than `capacity` of the tokens; empty before the first token.
         stack: whose slot the tensors are views of (`stacks.py`); None where they are the sequence's own.
+        is_borrowed: the tensors are views of another sequence's, and must not outlast its next step.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.stack: object | None = None
+        self.is_borrowed = False
 
     @property
     def keys(self) -> list[Tensor]:
@@ -75,15 +77,22 @@ class SequenceBuffers:
                 self.tensors[at] = _grown(self.tensors[at], new, end)
             self.tensors[at][:, start:end] = new
 
-    def copy(self, n_tokens: int) -> SequenceBuffers:
-        """An independent copy of the first tokens, as large as if they had been read from empty."""
+    def fork(self, n_tokens: int) -> SequenceBuffers:
+        """A sequence that begins with this one's first tokens; `own` or a stack copies them, before anybody writes."""
         made = SequenceBuffers()
-        made.tensors = [_grown(tensor[:, : whole_tiles(n_tokens)], tensor, n_tokens) for tensor in self.tensors]
+        made.tensors = [tensor[:, : whole_tiles(n_tokens)] for tensor in self.tensors]
+        made.is_borrowed = True
         return made
+
+    def own(self) -> None:
+        """Copy what is borrowed, into buffers as large as if it had been read from empty."""
+        if self.is_borrowed:
+            self.tensors = [_grown(view, view, view.shape[1]) for view in self.tensors]
+            self.is_borrowed = False
 
     def clear(self) -> None:
         """Give the memory back."""
-        self.tensors, self.stack = [], None
+        self.tensors, self.stack, self.is_borrowed = [], None, False
 
     def stand_alone(self) -> None:
         """Leave the stack with tensors of its own."""

@@ -86,6 +86,7 @@ class FlatRunner:
     def __init__(self, model: PreTrainedModel, lock: Lock | None = None) -> None:
         self._model, self._lock = model, lock or Lock()
         self._stacks = Stacks()
+        self._forks: list[SequenceBuffers] = []  # since the last step
         self.last_step: FlatStep | None = None
         self._bytes_per_tile: int | None = None
 
@@ -94,8 +95,10 @@ class FlatRunner:
         return SequenceBuffers()
 
     def fork(self, source: KeysValues, n_tokens: int) -> SequenceBuffers:
-        """An independent copy of the first tokens."""
-        return _buffers(source).copy(n_tokens)
+        """An independent copy of the first tokens; they are copied in the next step, to where they will stand."""
+        made = _buffers(source).fork(n_tokens)
+        self._forks.append(made)
+        return made
 
     def truncate(self, keys_values: KeysValues, n_tokens: int) -> None:
         """Nothing to do: what stands behind the last token is never looked at."""
@@ -128,7 +131,8 @@ class FlatRunner:
             attending_flat(self._model),
             reproducible_numerics(reproducible, packed=len(slices) >= _MANY and self._may_pack),
         ):
-            rows = _Rows(slices, self._stacks, self._model.device)
+            rows = _Rows(slices, self._stacks, self._forks, self._model.device)
+            self._forks.clear()
             with flat_attention.running(FlatStep(rows.pieces, rows.stacks, reproducible)) as self.last_step:
                 return self._forward(rows, reproducible)[: len(slices)]
 
@@ -175,14 +179,16 @@ class _Rows:
         pieces: the rows of each other slice.
     """
 
-    def __init__(self, slices: Sequence[Slice], stacks: Stacks, device: torch.device) -> None:
+    def __init__(
+        self, slices: Sequence[Slice], stacks: Stacks, forks: Sequence[SequenceBuffers], device: torch.device
+    ) -> None:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.stacks: list[StackedRows] = []
         self.pieces: list[Piece] = []
         by_buffers = {_buffers(one.keys_values): one for one in slices}
         last: dict[SequenceBuffers, int] = {}
-        for stack in stacks.arrange(_decoding(by_buffers)):
+        for stack in stacks.arrange(_decoding(by_buffers), forks):
             first_row = len(self.ids)
             for member in stack.members:
                 last[member] = self._add(by_buffers.pop(member))

@@ -75,6 +75,7 @@ class Stack:
     def _seat(self, buffers: SequenceBuffers, slot: int) -> None:
         """Make a member's tensors the views of its slot."""
         buffers.tensors, buffers.stack = [stacked[slot] for stacked in self.tensors], self
+        buffers.is_borrowed = False
 
     def _resize(self, n_members: int, like: SequenceBuffers) -> None:
         """Have slots for so many: a quarter more where there are too few, or over half as many again too many."""
@@ -102,7 +103,7 @@ class Stacks:
     def __init__(self) -> None:
         self._by_capacity: dict[int, Stack] = {}
 
-    def arrange(self, ends: Mapping[SequenceBuffers, int]) -> list[Stack]:
+    def arrange(self, ends: Mapping[SequenceBuffers, int], forks: Sequence[SequenceBuffers] = ()) -> list[Stack]:
         """Stacks of exactly the sequences that are about to read one token each, where two or more fit together.
 
         One that is alone in its length stays in its stack if it is in one, and otherwise by itself. Sequences that are
@@ -110,6 +111,7 @@ class Stacks:
 
         Args:
             ends: how many tokens each will have read.
+            forks: sequences made since the last step, whose tensors may be borrowed; none is afterwards.
         """
         groups: defaultdict[int, list[SequenceBuffers]] = defaultdict(list)
         for buffers, end in ends.items():
@@ -120,6 +122,8 @@ class Stacks:
                 stack = self._by_capacity[capacity] = Stack(capacity)
             if stack is not None and (len(group) > 1 or group[0].stack is stack):
                 stack.join([buffers for buffers in group if buffers.stack is not stack])
+        for fork in forks:  # those that went into no stack, before slots are moved
+            fork.own()
         for capacity, stack in list(self._by_capacity.items()):
             stack.keep(groups.get(capacity, ()))
             if not stack.members:
