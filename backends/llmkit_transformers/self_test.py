@@ -25,6 +25,7 @@ from llmkit_transformers.runner import FlatRunner
 
 _ROW_COUNTS = (4, 8, 12, 16, 20, 28, 32, 64, 100, 256, 512, 1024)
 _ROWS_TRIED = 256
+_MOST_STARTS = 16
 _MOST_PRODUCTS, _FEW_PRODUCTS = 2**32, 2**28
 """Multiplications of one trial of a layer, and of many small ones: so a large layer is tried on fewer rows, and each
 takes less than a second or two."""
@@ -130,7 +131,8 @@ def _rows_are_independent(layer: nn.Module, width: int, model: PreTrainedModel) 
         expected: Tensor = layer(rows)
         for n_threads, n in product(_thread_counts(), counts):
             with _threads(n_threads):
-                starts = range(n % 13, n % 13 + max(1, n_tried // n) * n, n)
+                n_starts = max(1, min(n_tried // n, _MOST_STARTS))
+                starts = range(n % 13, n % 13 + n_starts * n, n)
                 if not all(torch.equal(layer(rows[at : at + n].clone()), expected[at : at + n]) for at in starts):
                     return False
     return True

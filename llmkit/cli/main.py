@@ -6,6 +6,7 @@ imports a heavy library before a command needs it: `llmkit` resolves its names l
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -35,6 +36,8 @@ _DEBUG = "LLMKIT_DEBUG"
 
 def main() -> None:
     """Run the command line and leave the process: 0 it worked, 1 it failed, 2 wrong usage, 130 Ctrl-C."""
+    # Importing torch and transformers makes a million objects that stay, and looking through them costs a second.
+    gc.set_threshold(50_000, 20, 100)
     speak_utf8()
     warnings.showwarning = _show_warning
     try:
