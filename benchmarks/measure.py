@@ -8,7 +8,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,25 @@ def row(workload: str, what: str, unit: str, values: Sequence[float], limit: flo
     return Row(workload, what, unit, median, low, high, len(values), limit)
 
 
+def in_own_thread(call: Callable[[], T]) -> T:
+    """What a call gives, made in a thread of its own, whose OpenMP pool ends with it.
+
+    As soon as the pools of a process have more threads than there are cores, libgomp lets all of them sleep at once
+    when they wait: a pool that one side leaves behind makes every side slow.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
+
+
 def elapsed_s(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    """Seconds of a call in a thread of its own."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return in_own_thread(timed)
 
 
 def interleaved(
@@ -66,7 +85,7 @@ def interleaved(
     """
     before()
     for call in sides.values():
-        call()
+        elapsed_s(call)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(n_rounds):
         before()

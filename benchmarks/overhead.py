@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 import llmkit
-from benchmarks.measure import Row, interleaved, ratios, row
+from benchmarks.measure import Row, in_own_thread, interleaved, ratios, row
 from benchmarks.random_llama import save_random_llama
 from llmkit import BackendLLM
 
@@ -53,7 +53,7 @@ def _sides(llm: BackendLLM) -> dict[str, Callable[[], object]]:
     def generate() -> list[int]:
         return llm.model.generate(**inputs, generation_config=config)[0, ids.shape[1] :].tolist()
 
-    ours, raw = llm.complete(PROMPT, raw=True).choices[0].token_ids, tuple(generate())
+    ours, raw = llm.complete(PROMPT, raw=True).choices[0].token_ids, tuple(in_own_thread(generate))
     if ours != raw or len(raw) != N_NEW_TOKENS:
         raise RuntimeError(f"both sides must give the same {N_NEW_TOKENS} tokens, got {ours} and {raw}")
     return {

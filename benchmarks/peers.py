@@ -14,7 +14,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
-from benchmarks.measure import elapsed_s
+from benchmarks.measure import elapsed_s, in_own_thread
 
 Tokens = list[list[int]]
 
@@ -49,7 +49,7 @@ def _padded_batch(model: PreTrainedModel, prompts: Sequence[list[int]], n_new: i
 
 def best_batch_size(model: PreTrainedModel, job: Job, sizes: Sequence[int]) -> int:
     """The batch size with which `generate` is fastest, each tried once after a warm-up."""
-    _padded_batch(model, job.prompts[:2], 2)
+    in_own_thread(lambda: _padded_batch(model, job.prompts[:2], 2))
     return min(sizes, key=lambda size: elapsed_s(lambda: generated(model, job, size)))
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.batches import text_of
-from benchmarks.measure import Row, elapsed_s, interleaved, ratios, row
+from benchmarks.measure import Row, elapsed_s, in_own_thread, interleaved, ratios, row
 from benchmarks.random_llama import random_llama
 from llmkit_transformers import TransformersLLM
 
@@ -33,7 +33,7 @@ def choices() -> list[Row]:
             "generate": lambda: prompt.generated(N_NEW, do_sample=True, top_k=0, num_return_sequences=N_CHOICES),
         }
         prompt.draw()
-        n_tokens = {name: side() for name, side in sides.items()}
+        n_tokens = {name: in_own_thread(side) for name, side in sides.items()}
         if set(n_tokens.values()) != {N_CHOICES * N_NEW}:
             raise RuntimeError(f"both sides must give {N_CHOICES * N_NEW} tokens, got {n_tokens}")
         seconds = interleaved(sides, N_ROUNDS, prompt.draw)

@@ -6,6 +6,7 @@ These figures are of the runner alone: no queue, no text.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measure import Row, elapsed_s, interleaved, ratios, row
+from benchmarks.measure import Row, in_own_thread, interleaved, ratios, row
 from benchmarks.random_llama import random_llama
 from llmkit import GenerationParams
 from llmkit.engine.runner import Slice
@@ -54,8 +55,8 @@ def shares() -> list[Row]:
     with random_llama() as llm:
         lengths = random.Random(2)
         step = _step(FlatRunner(llm.model), [lengths.randint(16, 200) for _ in range(64)], False)
-        step()
-        found = [_profiled(step) for _ in range(N_ROUNDS)]
+        in_own_thread(step)
+        found = [in_own_thread(lambda: _profiled(step)) for _ in range(N_ROUNDS)]
     rows = [row("a step of 64 sequences", f"share of {kind}", "x", [one[kind] for one in found]) for kind in found[0]]
     return [*rows, *_sampling()]
 
@@ -66,15 +67,18 @@ def _step(runner: FlatRunner, histories: Sequence[int], reproducible: bool) -> C
     kept: list[SequenceBuffers] = []
     for n in histories:
         kept.append(runner.new())
-        runner.logits([Slice(kept[-1], [draw.randrange(8192) for _ in range(n)], 0, reproducible)])
+        prompt = Slice(kept[-1], [draw.randrange(8192) for _ in range(n)], 0, reproducible)
+        in_own_thread(lambda prompt=prompt: runner.logits([prompt]))
     slices = [Slice(buffers, [7], n, reproducible) for buffers, n in zip(kept, histories, strict=True)]
     return lambda: runner.logits(slices)
 
 
 def _profiled(step: Callable[[], object]) -> dict[str, float]:
-    """Shares of the processor time by kind; `outside torch` is Python's."""
+    """Shares of the processor time by kind, in this thread; `outside torch` is Python's."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        elapsed_us = 1e6 * elapsed_s(step)
+        started = time.perf_counter()
+        step()
+        elapsed_us = 1e6 * (time.perf_counter() - started)
     events: EventList = profiled.key_averages()
     in_torch = {event.key: event.self_cpu_time_total for event in events}
     shares = {kind: sum(in_torch.get(name, 0.0) for name in names) / elapsed_us for kind, names in KINDS.items()}

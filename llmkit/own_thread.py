@@ -30,6 +30,7 @@ class OwnThread:
         initializer: called in the thread before anything else.
         passed_on: errors of a work that its reader gets as they are; `MemoryError` always is.
         max_waiting: works that may wait to start.
+        after_work: called in the thread after each work.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class OwnThread:
         initializer: Callable[[], None] | None = None,
         passed_on: tuple[type[Exception], ...] = (),
         max_waiting: int = MAX_WAITING,
+        after_work: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name = name
+        self._name, self._after_work = name, after_work
         self._passed_on = (MemoryError, *passed_on)
         self._places = Places(max_waiting)
         self._running: weakref.WeakSet[threading.Event] = weakref.WeakSet()
@@ -97,8 +99,14 @@ class OwnThread:
         return future
 
     def _submitted(self, work: Callable[[], T]) -> Future[T]:
+        def then_rest() -> T:
+            try:
+                return work()
+            finally:
+                self._after_work()
+
         try:
-            return self._executor.submit(work)
+            return self._executor.submit(then_rest)
         except RuntimeError as error:
             raise ModelClosed(self._name) from error
 

@@ -16,6 +16,7 @@ from llmkit.engine.calls import EngineCalls
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
 from llmkit.types import Chunk, TokenLogprob
+from llmkit_transformers import compute_threads
 from llmkit_transformers.generate_route import Decode, Numbered
 from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.runner import ChoiceSampler, FlatRunner
@@ -70,7 +71,12 @@ class EngineRoute:
         self._decode, self._spelling, self._settings = decode, spelling, settings
         passed_on = (torch.OutOfMemoryError,)
         self._calls = EngineCalls(
-            make_engine, name=name, max_waiting=max_waiting, logprobs=self._logprobs, passed_on=passed_on
+            make_engine,
+            name=name,
+            max_waiting=max_waiting,
+            logprobs=self._logprobs,
+            passed_on=passed_on,
+            before_sleep=compute_threads.give_back,
         )
 
     @property

@@ -21,6 +21,7 @@ from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelInvalid
 from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk, Request
+from llmkit_transformers import compute_threads
 from llmkit_transformers.adapters import AdapterFiles, Adapters
 from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
@@ -114,7 +115,11 @@ class Routes:
         self._spelling = TokenSpelling(loaded.tokenizer)
         self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
         self._thread = OwnThread(
-            name, partial(torch.set_num_threads, options.n_threads), (torch.OutOfMemoryError,), options.max_waiting
+            name,
+            partial(torch.set_num_threads, options.n_threads),
+            (torch.OutOfMemoryError,),
+            options.max_waiting,
+            after_work=compute_threads.give_back,
         )
         self._lock, self._testing = lock, Lock()
         self._verdicts: dict[AdapterFiles | None, Verdict] = {}
@@ -123,6 +128,7 @@ class Routes:
         self._runner = FlatRunner(loaded.model, lock)
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
         self._engine = self._make_engine(settings, decode) if self._reason is None else None
+        compute_threads.give_back()  # of the thread that loaded the model, which goes on with other things
 
     def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
         make_switchable(self._loaded.model)

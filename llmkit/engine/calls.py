@@ -57,6 +57,7 @@ class EngineCalls:
         max_waiting: requests that may wait to start; those beyond are refused, or wait for a place, as each says.
         logprobs: the log-probabilities of a new token, where its request asks for them; called in the reader's thread.
         passed_on: causes of a failure that a reader gets as they are; `MemoryError` always is.
+        before_sleep: called in the engine's thread whenever it has nothing more to do.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class EngineCalls:
         max_waiting: int = MAX_WAITING,
         logprobs: Callable[[Delta], tuple[TokenLogprob, ...] | None],
         passed_on: tuple[type[Exception], ...] = (),
+        before_sleep: Callable[[], None] = lambda: None,
     ) -> None:
         self._passed_on, self._logprobs = (MemoryError, *passed_on), logprobs
         self._gate = threading.Condition()
         self._n_open, self._is_held = 0, False
-        self._worker = EngineWorker(make_engine, name=name, max_waiting=max_waiting)
+        self._worker = EngineWorker(make_engine, name=name, max_waiting=max_waiting, before_sleep=before_sleep)
 
     @property
     def figures(self) -> EngineFigures:

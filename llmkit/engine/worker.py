@@ -81,15 +81,21 @@ class EngineWorker:
         make_engine: called in the owner thread; what it raises is raised here.
         name: of the model, for messages and the thread.
         max_waiting: requests that may wait to start; those beyond are refused, or their callers wait.
+        before_sleep: called in the owner thread whenever it has nothing more to do.
 
     Raises:
         ParameterError: `max_waiting` is below 1.
     """
 
     def __init__(
-        self, make_engine: Callable[[], Engine], *, name: str | None = None, max_waiting: int = MAX_WAITING
+        self,
+        make_engine: Callable[[], Engine],
+        *,
+        name: str | None = None,
+        max_waiting: int = MAX_WAITING,
+        before_sleep: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name, self._places = name, Places(max_waiting)
+        self._name, self._places, self._before_sleep = name, Places(max_waiting), before_sleep
         self._n_placed = 0  # places taken by requests that the engine knows; the owner thread's alone
         # Reentrant puts: a ticket may be collected, and so cancelled, at any point of any thread.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -236,6 +242,8 @@ class EngineWorker:
     def _commands(self, is_busy: bool) -> Iterator[Callable[[], None] | None]:
         """All that is asked by now; with nothing else to do, sleep until something is."""
         if not is_busy:
+            if self._inbox.empty():
+                self._before_sleep()
             yield self._inbox.get()
         while True:
             try:

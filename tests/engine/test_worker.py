@@ -96,6 +96,18 @@ def test_an_idle_worker_wakes_for_each_request(started: Callable[..., EngineWork
         assert tokens_of(worker.submit(request)) == alone(request)
 
 
+def test_a_worker_rests_when_it_has_nothing_more_to_do_and_not_between_steps() -> None:
+    runner, rests = FakeRunner(), []
+    worker = EngineWorker(
+        lambda: Engine(runner, kv_budget_bytes=1 << 20), before_sleep=lambda: rests.append(len(runner.steps))
+    )
+    for _ in range(2):
+        tokens_of(worker.submit(make_request([1, 2], max_tokens=5)))
+        assert eventually(lambda: rests[-1:] == [len(runner.steps)])
+    worker.close()
+    assert set(rests) == {0, 5, 10}
+
+
 def test_an_idle_worker_uses_no_processor_time(started: Callable[..., EngineWorker]) -> None:
     worker = started(FakeRunner())
     tokens_of(worker.submit(make_request([1])))
