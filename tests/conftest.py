@@ -10,7 +10,12 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
+
+# How long a case takes depends on who shares the machine.
+hypothesis.settings.register_profile("llmkit", deadline=None)
+hypothesis.settings.load_profile("llmkit")
 
 # Read once, when the libraries are first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

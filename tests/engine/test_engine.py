@@ -68,7 +68,7 @@ class Scenario:
             self.driver.step()
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(seed=st.integers(0, 2**32), block_hash=st.sampled_from(HASHES))
 def test_every_request_gets_the_tokens_that_it_gets_alone(seed: int, block_hash: BlockHash) -> None:
     scenario = Scenario(seed, block_hash)
@@ -100,7 +100,7 @@ def test_two_thousand_requests_with_cancellations_leave_nothing_behind() -> None
     driver.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tokens_per_step=st.integers(2, 40),
     max_running=st.integers(1, 6),
@@ -298,7 +298,7 @@ def test_what_a_failed_request_read_is_not_reused() -> None:
     assert driver.tokens[request] == alone(request)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), fail_at=st.sets(st.integers(1, 60), max_size=6))
 def test_failures_leave_no_trace_in_the_others(seed: int, fail_at: set[int]) -> None:
     scenario = Scenario(seed, hash_block)

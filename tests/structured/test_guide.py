@@ -104,7 +104,7 @@ def objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[s
 
 
 @given(schemas(), st.integers(0, 2**32), st.sampled_from(sorted(GUIDES)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_walk_through_a_random_schema_validates_and_needs_the_tokens_that_were_promised(
     schema: dict[str, Any], seed: int, tokenizer: str
 ) -> None:

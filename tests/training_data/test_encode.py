@@ -108,7 +108,7 @@ def test_no_cutoff_cuts_nothing() -> None:
     assert not example.truncated
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.text(max_size=60),
     st.text(max_size=60),

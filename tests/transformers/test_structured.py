@@ -80,7 +80,7 @@ def test_every_kind_is_kept_to(routes: dict[str, TransformersLLM], route: str, k
             assert kind == "grammar"  # brackets in brackets need not end
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=schemas(), seed=st.integers(0, 99))
 def test_every_text_validates_for_random_schemas(llm: TransformersLLM, schema: dict[str, Any], seed: int) -> None:
     completion = llm.complete("x", schema=schema, seed=seed, temperature=2.0, max_tokens=100)
