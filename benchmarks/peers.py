@@ -63,6 +63,8 @@ def continuous_batching(model: PreTrainedModel, **settings: int) -> Generator[Co
     )
     manager.start()
     try:
+        # Its thread changes the model's attention when it begins, which must not happen while another side runs.
+        batched_continuously(manager, Job([[1, 2, 3]], [2]))
         yield manager
     finally:
         manager.stop(block=True)
