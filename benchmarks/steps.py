@@ -104,16 +104,12 @@ def _profiled(step: Callable[[], object]) -> dict[str, float]:
 
 def _sampling() -> list[Row]:
     """Choosing sixteen tokens with top-p from 150,000 each, beside the step that they are chosen in."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **shape)).eval()
-    make_switchable(model)
+    model, logits = in_own_thread(_large_vocabulary)
     step = _step(model, [N_HISTORY] * N_SAMPLED, False)
-    logits = torch.randn(N_SAMPLED, VOCABULARY)
     params = GenerationParams(do_sample=True, temperature=1.0, top_p=0.9, seed=1)
 
     def sampling(scale: int) -> Callable[[], object]:
-        rows = scale * logits
+        rows = in_own_thread(lambda: scale * logits)
         return lambda: [ChoiceSampler(Sampler(params, 0, GenerationConfig()), ()).choose(one, 0) for one in rows]
 
     sides = {f"logits of standard deviation {scale}": sampling(scale) for scale in SPREADS}
@@ -123,3 +119,12 @@ def _sampling() -> list[Row]:
         *(row(workload, f"choosing, {name}", "s", seconds[name]) for name in sides),
         *(row(workload, f"choosing / the step, {name}", "x", ratios(seconds[name], seconds["step"])) for name in sides),
     ]
+
+
+def _large_vocabulary() -> tuple[LlamaForCausalLM, torch.Tensor]:
+    """A random model, and logits for the sequences of a step."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, **shape)).eval()
+    make_switchable(model)
+    return model, torch.randn(N_SAMPLED, VOCABULARY)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from llmkit.errors import ParameterError
 from llmkit.specs import ALIASES, BEAM_ONLY, LIST_VALUED, SAMPLING_FILTERS, SPECS, canonical_name
@@ -104,16 +104,25 @@ class GenerationParams:
     role: str | None
 
     def __init__(self, **values: Unpack[ParamValues]) -> None:
-        checked = _canonical(values)
-        for field in fields(self):
-            object.__setattr__(self, field.name, checked.get(field.name))
+        self._fill(_canonical(values))
+
+    @classmethod
+    def _of(cls, checked: Mapping[str, Any]) -> Self:
+        """From values that were checked before, by canonical name."""
+        made = object.__new__(cls)
+        made._fill(checked)
+        return made
+
+    def _fill(self, checked: Mapping[str, Any]) -> None:
+        for name in _NAMES:
+            object.__setattr__(self, name, checked.get(name))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """The parameters that are set, as (name, value)."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in _NAMES:
+            value = getattr(self, name)
             if value is not None:
-                yield field.name, value
+                yield name, value
 
     def __repr__(self) -> str:
         return f"GenerationParams({', '.join(f'{name}={value!r}' for name, value in self)})"
@@ -122,11 +131,11 @@ class GenerationParams:
         """A copy with these values changed; `None` unsets one."""
         changed = _canonical(values)
         cleared = {canonical_name(key): None for key, value in values.items() if value is None}
-        return GenerationParams(**cast("ParamValues", {**dict(self), **cleared, **changed}))
+        return GenerationParams._of({**dict(self), **cleared, **changed})
 
     def over(self, base: GenerationParams) -> GenerationParams:
         """This layer's values where they are set, the base's elsewhere."""
-        return GenerationParams(**cast("ParamValues", {**dict(base), **dict(self)}))
+        return GenerationParams._of({**dict(base), **dict(self)})
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -159,6 +168,9 @@ class GenerationParams:
         for name, value in self:
             if value not in SPECS[name].neutral:
                 yield name
+
+
+_NAMES = tuple(field.name for field in fields(GenerationParams))
 
 
 def resolve(user: GenerationParams, model: GenerationParams) -> GenerationParams:
