@@ -1,9 +1,9 @@
-"""The threads that torch computes with, beside those that ask for it: how many there are, and when they may go.
+"""When the threads may go that torch computes with, beside the one that asks for it.
 
 OpenMP keeps a pool for each thread that ever computed in parallel. Once the pools of a process have more threads than
 there are cores, libgomp lets all of them sleep at once when they wait, instead of a few milliseconds later, and each
 parallel loop begins by waking them: steps of small models took twice as long (`docs/lab-log.md`). So whoever computes
-here gives its pool back when it has nothing to do; the next parallel loop starts another in a tenth of a millisecond.
+here gives its pool back when it has nothing to do; the next parallel loop starts another.
 """
 
 from __future__ import annotations

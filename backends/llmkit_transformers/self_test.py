@@ -26,6 +26,8 @@ from llmkit_transformers.runner import FlatRunner
 _ROW_COUNTS = (4, 8, 12, 16, 20, 28, 32, 64, 100, 256, 512, 1024)
 _ROWS_TRIED = 256
 _MOST_STARTS = 16
+"""Row counts tried, rows that a layer is tried on, and places where a small company of them begins."""
+
 _MOST_PRODUCTS, _FEW_PRODUCTS = 2**32, 2**28
 """Multiplications of one trial of a layer, and of many small ones: so a large layer is tried on fewer rows, and each
 takes less than a second or two."""
