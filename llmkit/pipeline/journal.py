@@ -83,8 +83,6 @@ class Journal:
         self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
-        # Ids are random, so folding the log in rewrites nearly every page: seldom, with up to 64 MiB at a time.
-        self._database.execute("PRAGMA wal_autocheckpoint=16384")
         self._database.execute("BEGIN EXCLUSIVE")
         tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
