@@ -67,7 +67,7 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, (_, value) in found.items()}
 
 
-@dataclass(frozen=True, init=False, slots=True)
+@dataclass(frozen=True, init=False)
 class GenerationParams:
     """What shapes a generation; `None` means "not set here".
 
@@ -79,29 +79,29 @@ class GenerationParams:
         UnknownParameter: a keyword is no parameter.
     """
 
-    max_tokens: int | None
-    max_length: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    do_sample: bool | None
-    seed: int | None
-    num_return_sequences: int | None
-    num_beams: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
-    repetition_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    stop_token: str | tuple[str, ...] | None
-    logprobs: int | None
-    pad_token_id: int | None
-    eos_token_id: int | tuple[int, ...] | None
-    bos_token_id: int | None
-    system_prompt: str | None
-    role: str | None
+    max_tokens: int | None = None
+    max_length: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool | None = None
+    seed: int | None = None
+    num_return_sequences: int | None = None
+    num_beams: int | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop_token: str | tuple[str, ...] | None = None
+    logprobs: int | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    bos_token_id: int | None = None
+    system_prompt: str | None = None
+    role: str | None = None
 
     def __init__(self, **values: Unpack[ParamValues]) -> None:
         self._fill(_canonical(values))
@@ -114,15 +114,12 @@ class GenerationParams:
         return made
 
     def _fill(self, checked: Mapping[str, Any]) -> None:
-        for name in _NAMES:
-            object.__setattr__(self, name, checked.get(name))
+        # The class has None for all; only what is set lies in the object, so that layers merge as dictionaries do.
+        self.__dict__.update((name, value) for name, value in checked.items() if value is not None)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """The parameters that are set, as (name, value)."""
-        for name in _NAMES:
-            value = getattr(self, name)
-            if value is not None:
-                yield name, value
+        return ((name, self.__dict__[name]) for name in _NAMES if name in self.__dict__)
 
     def __repr__(self) -> str:
         return f"GenerationParams({', '.join(f'{name}={value!r}' for name, value in self)})"
@@ -131,11 +128,11 @@ class GenerationParams:
         """A copy with these values changed; `None` unsets one."""
         changed = _canonical(values)
         cleared = {canonical_name(key): None for key, value in values.items() if value is None}
-        return GenerationParams._of({**dict(self), **cleared, **changed})
+        return GenerationParams._of({**self.__dict__, **cleared, **changed})
 
     def over(self, base: GenerationParams) -> GenerationParams:
         """This layer's values where they are set, the base's elsewhere."""
-        return GenerationParams._of({**dict(base), **dict(self)})
+        return GenerationParams._of({**base.__dict__, **self.__dict__})
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ Both endpoints are read here, chat and completions. It knows no connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from llmkit.errors import GenerationError
 from llmkit.text import StopMatcher
@@ -86,36 +87,36 @@ class _CallPiece(BaseModel):
     function: _Function = _Function()
 
 
-class _Delta(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[_CallPiece] | None = None
-
-
-class _Choice(BaseModel):
-    index: int = 0
-    delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-    @property
-    def new_text(self) -> str:
-        """A refusal is what the model says, too."""
-        said = self.text if self.delta is None else self.delta.content or self.delta.refusal
-        return said or ""
-
-
 class _Usage(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class _Event(BaseModel):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-    message: Any = None
+# What every event has is checked as plain dictionaries: making objects of it takes three times as long.
+
+
+class _Delta(TypedDict, total=False):
+    content: str | None
+    refusal: str | None
+    tool_calls: list[_CallPiece] | None
+
+
+class _Choice(TypedDict, total=False):
+    index: int
+    delta: _Delta | None
+    text: str | None
+    finish_reason: str | None
+    logprobs: _Logprobs | None
+
+
+class _Event(TypedDict, total=False):
+    choices: list[_Choice] | None
+    usage: _Usage | None
+    error: Any
+    message: Any
+
+
+_EVENT = TypeAdapter(_Event)
 
 
 def _parsed(data: bytes) -> _Event:
@@ -125,13 +126,20 @@ def _parsed(data: bytes) -> _Event:
         GenerationError: it is an error that the server reports, or malformed.
     """
     try:
-        event = _Event.model_validate_json(data)
+        event = _EVENT.validate_json(data)
     except ValidationError as error:
         raise GenerationError(f"the server sent a malformed event: {_shown(data)}") from error
-    if event.error or event.choices is None:
-        what = "reported an error" if event.error or event.message else "sent a malformed event"
+    if event.get("error") or event.get("choices") is None:
+        what = "reported an error" if event.get("error") or event.get("message") else "sent a malformed event"
         raise GenerationError(f"the server {what}: {_shown(data)}")
     return event
+
+
+def _new_text(choice: _Choice) -> str:
+    """A refusal is what the model says, too."""
+    delta = choice.get("delta")
+    said = choice.get("text") if delta is None else delta.get("content") or delta.get("refusal")
+    return said or ""
 
 
 def _shown(data: bytes) -> str:
@@ -145,22 +153,36 @@ class _ChoiceReader:
         self._at, self._index, self._n_top = at, index, request.params.logprobs
         self._matcher = StopMatcher(request.params.stop_strings)
         self._calls: dict[int, dict[str, str]] = {}
+        self._text, self._logprobs = "", list[TokenLogprob]()
+        self._reason: FinishReason | None = None
         self._has_text = self._has_logprobs = False
         self.finished = False
 
-    def chunk(self, choice: _Choice) -> Chunk | None:
-        """What an event adds to this choice; nothing once it is finished."""
-        if self.finished:
-            return None
-        self._has_text |= bool(choice.new_text)
-        text = self._matcher.feed(choice.new_text)
-        reason = "stop" if self._matcher.matched is not None else _reason(choice.finish_reason)
-        logprobs = self._logprobs(choice)
-        for piece in (choice.delta and choice.delta.tool_calls) or ():
+    def add(self, choice: _Choice) -> None:
+        """Take in what an event says of this choice; what comes after its end is passed over."""
+        if self._reason:
+            return
+        new_text = _new_text(choice)
+        if new_text:
+            self._has_text = True
+            self._text += self._matcher.feed(new_text)
+        self._reason = "stop" if self._matcher.matched is not None else _reason(choice.get("finish_reason"))
+        logprobs = choice.get("logprobs")
+        if logprobs is not None and self._n_top is not None:
+            self._has_logprobs = True
+            self._logprobs += logprobs.entries(self._n_top)
+        for piece in (choice.get("delta") or {}).get("tool_calls") or ():
             self._add_to_call(piece)
-        if reason:
-            return self._last(text + self._matcher.flush(), reason, logprobs)
-        return Chunk(self._at, self._index, text, logprobs=logprobs) if text or logprobs else None
+
+    def take(self) -> Chunk | None:
+        """What was added since the last time, as one chunk; None if that is nothing."""
+        if self.finished or not (self._text or self._logprobs or self._reason):
+            return None
+        text, self._text = self._text, ""
+        logprobs, self._logprobs = tuple(self._logprobs) or None, []
+        if self._reason:
+            return self._last(text + self._matcher.flush(), self._reason, logprobs)
+        return Chunk(self._at, self._index, text, logprobs=logprobs)
 
     def _last(self, text: str, reason: FinishReason, logprobs: tuple[TokenLogprob, ...] | None) -> Chunk:
         self.finished = True
@@ -177,12 +199,6 @@ class _ChoiceReader:
         call["id"] = piece.id or call["id"]
         call["name"] = piece.function.name or call["name"]
         call["arguments"] += piece.function.arguments or ""
-
-    def _logprobs(self, choice: _Choice) -> tuple[TokenLogprob, ...] | None:
-        if self._n_top is None or choice.logprobs is None:
-            return None
-        self._has_logprobs = True
-        return choice.logprobs.entries(self._n_top)
 
 
 def _reason(name: str | None) -> FinishReason | None:
@@ -204,19 +220,24 @@ class AnswerReader:
         self.usage = Usage(None, None)
         self._choices = [_ChoiceReader(post.request, index, request) for index in post.choices]
 
-    def chunks(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that one event makes.
+    def chunks(self, events: Iterable[bytes]) -> Iterator[Chunk]:
+        """The chunks that the data of some events make: at most one a choice.
 
         Raises:
-            GenerationError: the event is an error, malformed, or about a choice that was not asked for.
+            GenerationError: an event is an error, malformed, or about a choice that was not asked for.
         """
-        event = _parsed(data)
-        if event.usage is not None:
-            self.usage = Usage(event.usage.prompt_tokens, event.usage.completion_tokens)
-        for choice in event.choices or ():
-            if not 0 <= choice.index < len(self._choices):
-                raise GenerationError(f"the server sent choice {choice.index}, asked for {len(self._choices)}")
-            chunk = self._choices[choice.index].chunk(choice)
+        for data in events:
+            event = _parsed(data)
+            usage = event.get("usage")
+            if usage is not None:
+                self.usage = Usage(usage.prompt_tokens, usage.completion_tokens)
+            for choice in event.get("choices") or ():
+                index = choice.get("index", 0)
+                if not 0 <= index < len(self._choices):
+                    raise GenerationError(f"the server sent choice {index}, asked for {len(self._choices)}")
+                self._choices[index].add(choice)
+        for reader in self._choices:
+            chunk = reader.take()
             if chunk is not None:
                 yield chunk
 

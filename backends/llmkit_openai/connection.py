@@ -1,4 +1,4 @@
-"""Posting over HTTP and reading streams of events: one pool, a limit, timeouts, and retries before a stream begins.
+"""Posting over HTTP and reading streams of events: connections, a limit, timeouts, and retries before a stream begins.
 
 It knows nothing of what is posted, nor of what the events say. All of it runs on one event loop.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,7 @@ from llmkit_openai.failures import Refusal
 _CONNECT_S = 10.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 _DRAIN_S = 0.25
+_IDLE_S = 30.0
 _LARGEST_REFUSAL = 1 << 16
 _USER_AGENT = f"llmkit/{library_versions('llmkit')['llmkit']}"
 _DONE = b"[DONE]"
@@ -50,20 +54,13 @@ class Connection:
 
     def __init__(self, address: Address, key: Key, options: ConnectionOptions) -> None:
         self._url, self._key, self._options = address.base_url, key, options
-        # The pool has the same limit, but goes through all who wait for it at every step: thousands must not.
-        self._slots = asyncio.Semaphore(options.max_concurrency)
         timeout = httpx.Timeout(options.timeout_s, connect=min(_CONNECT_S, options.timeout_s), pool=None)
-        self._client = httpx.AsyncClient(
-            headers={"Accept": "text/event-stream", "User-Agent": _USER_AGENT, **key.headers()},
-            timeout=timeout,
-            limits=httpx.Limits(
-                max_connections=options.max_concurrency, max_keepalive_connections=options.max_concurrency
-            ),
-        )
+        headers = {"Accept": "text/event-stream", "User-Agent": _USER_AGENT, **key.headers()}
+        self._clients = _Clients(headers, timeout, options.max_concurrency)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._clients.close()
 
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """The data of each event of the answer to a post, up to the event that says it is done.
@@ -74,8 +71,8 @@ class Connection:
             LLMKitError: as in `failures`, where the server refuses; what it says is in the message.
             GenerationError: it cannot be reached, is silent for too long, or the connection is lost.
         """
-        async with self._slots:
-            response = await self._accepted(f"{self._url}/{path}", body)
+        async with self._clients.one() as client:
+            response = await self._accepted(client, f"{self._url}/{path}", body)
             reader, pieces = EventReader(), response.aiter_bytes()
             try:
                 async for piece in pieces:
@@ -94,7 +91,7 @@ class Connection:
             finally:
                 await response.aclose()
 
-    async def _accepted(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
+    async def _accepted(self, client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> httpx.Response:
         """The answer whose stream begins; until then, and never after, a failure that may pass is tried again."""
         try:
             async for attempt in stamina.retry_context(
@@ -106,7 +103,7 @@ class Connection:
                 wait_max=_LONGEST_WAIT_S,
             ):
                 with attempt:
-                    return await self._posted(url, body)
+                    return await self._posted(client, url, body)
         except Refusal as refusal:
             raise self._as_error(refusal, body) from None
         except httpx.TimeoutException as error:
@@ -115,8 +112,8 @@ class Connection:
             raise GenerationError(f"cannot reach {self._url}: {_described(error)}") from error
         raise AssertionError("retry_context returns or raises")
 
-    async def _posted(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
-        response = await self._client.send(self._client.build_request("POST", url, json=body), stream=True)
+    async def _posted(self, client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> httpx.Response:
+        response = await client.send(client.build_request("POST", url, json=body), stream=True)
         content_type = response.headers.get("content-type", "")
         if response.status_code == 200 and content_type.startswith("text/event-stream"):
             return response
@@ -136,6 +133,41 @@ class Connection:
 
     def _silent(self) -> str:
         return f"{self._url} was silent for {self._options.timeout_s:g} s"
+
+
+class _Clients:
+    """HTTP clients of one connection each, at most so many at once; who comes later waits for one.
+
+    The pool of one client compares all connections with all others at every request, which for 64 of them takes longer
+    than the requests. The connection that was used last is used first, and those that lie idle for long are closed.
+    """
+
+    def __init__(self, headers: Mapping[str, str], timeout: httpx.Timeout, max_clients: int) -> None:
+        self._headers, self._timeout = headers, timeout
+        self._ssl = httpx.create_ssl_context()
+        self._slots = asyncio.Semaphore(max_clients)
+        self._idle = deque[tuple[float, httpx.AsyncClient]]()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncGenerator[httpx.AsyncClient]:
+        """A client for one request, whose answer is closed before it is given back."""
+        async with self._slots:
+            client = self._idle.pop()[1] if self._idle else self._new()
+            try:
+                yield client
+            finally:
+                self._idle.append((time.monotonic(), client))
+            while self._idle and time.monotonic() - self._idle[0][0] > _IDLE_S:
+                await self._idle.popleft()[1].aclose()
+
+    async def close(self) -> None:
+        """Close all that are given back."""
+        while self._idle:
+            await self._idle.pop()[1].aclose()
+
+    def _new(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits, verify=self._ssl)
 
 
 def _wait_before_retry(error: Exception) -> bool | float:

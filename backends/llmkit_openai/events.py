@@ -25,11 +25,12 @@ class EventReader:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that this piece completes."""
-        *lines, self._rest = _LINE_END.split(self._rest + piece)
+        text = self._rest + piece
+        *lines, self._rest = _LINE_END.split(text) if b"\r" in text else text.split(b"\n")
+        if lines and self._at_start:
+            lines[0], self._at_start = lines[0].removeprefix(_BYTE_ORDER_MARK), False
         events: list[bytes] = []
         for line in lines:
-            if self._at_start:
-                line, self._at_start = line.removeprefix(_BYTE_ORDER_MARK), False
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
             elif not line:

@@ -6,6 +6,7 @@ It joins the parts: address, kind of server, bodies, connection and answers.
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -22,6 +23,8 @@ from llmkit_openai.body import BodyWriter, Post
 from llmkit_openai.connection import Connection, ConnectionOptions
 from llmkit_openai.loop_thread import LoopThread, Put
 from llmkit_openai.servers import KINDS, ServerKind, ServerName
+
+_PATIENCE_S = 0.05
 
 
 class OpenAILLM(BackendLLM):
@@ -115,11 +118,18 @@ class OpenAILLM(BackendLLM):
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
 
     async def _fetch(self, post: Post, request: Request, tally: UsageTally, put: Put[Chunk]) -> None:
-        reader = AnswerReader(post, request)
+        reader, held, due_s = AnswerReader(post, request), list[bytes](), 0.0
         async with aclosing(self._connection.events(post.path, post.body)) as events:
             async for data in events:
-                for chunk in reader.chunks(data):
-                    put(chunk)
+                held.append(data)
+                # Where nobody reads along, the first goes at once, for it is timed, and others wait for one another.
+                if request.streamed or time.monotonic() >= due_s:
+                    for chunk in reader.chunks(held):
+                        put(chunk)
+                        due_s = time.monotonic() + _PATIENCE_S
+                    held.clear()
+        for chunk in reader.chunks(held):
+            put(chunk)
         if not reader.is_whole:
             raise GenerationError(
                 f"{self._address.base_url} ended its answer before the text was finished, without a reason; "

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -39,6 +41,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._closing: asyncio.Event
+        self._letters = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Letters]()
 
     def stream(self, produce: Producer[T]) -> Iterator[T]:
         """The items of a producer, for a thread that may block. Closing the iterator cancels the producer.
@@ -46,15 +49,17 @@ class LoopThread:
         Raises:
             ModelClosed: `close` was called.
         """
-        queue = SimpleQueue[list[T] | None]()
-        produced = self._submit(produce(_Outbox(queue.put).put))
-        produced.add_done_callback(lambda _: queue.put(None))
+        queue = SimpleQueue[_Parcel[T]]()
+        production = self._begun(produce, queue.put)
         try:
-            while (items := queue.get()) is not None:
-                yield from items
-            self._check(produced)
+            while True:
+                parcel = queue.get()
+                yield from parcel.items
+                if parcel.is_last:
+                    self._check(parcel)
+                    return
         finally:
-            produced.cancel()
+            self._end(production)
 
     async def astream(self, produce: Producer[T]) -> AsyncIterator[T]:
         """The items of a producer, for another event loop. Closing the iterator cancels the producer.
@@ -62,22 +67,19 @@ class LoopThread:
         Raises:
             ModelClosed: `close` was called.
         """
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[list[T] | None]()
-
-        def send(items: list[T] | None) -> None:
-            # A loop that is closed has no reader any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(queue.put_nowait, items)
-
-        produced = self._submit(produce(_Outbox(send).put))
-        produced.add_done_callback(lambda _: send(None))
+        queue = asyncio.Queue[_Parcel[T]]()
+        letters = self._letters_to(asyncio.get_running_loop())
+        production = self._begun(produce, lambda parcel: letters.post(lambda: queue.put_nowait(parcel)))
         try:
-            while (items := await queue.get()) is not None:
-                for item in items:
+            while True:
+                parcel = await queue.get()
+                for item in parcel.items:
                     yield item
-            self._check(produced)
+                if parcel.is_last:
+                    self._check(parcel)
+                    return
         finally:
-            produced.cancel()
+            self._end(production)
 
     def close(self) -> None:
         """Cancel what runs, and end loop and thread; safe to call twice."""
@@ -90,15 +92,26 @@ class LoopThread:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _submit(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+    def _begun(self, produce: Producer[T], send: Callable[[_Parcel[T]], None]) -> _Production[T]:
         with self._lock:
             if self._closed:
-                coroutine.close()
                 raise ModelClosed(self._name)
             if self._thread is None:
                 self._thread = self._started()
+            production = _Production(produce, send)
             # Under the lock, so that `close` finds the task.
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._loop.call_soon_threadsafe(production.begin)
+            return production
+
+    def _end(self, production: _Production[Any]) -> None:
+        # A loop that is closed has ended it already.
+        if not production.is_over:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(production.cancel)
+
+    def _letters_to(self, loop: asyncio.AbstractEventLoop) -> _Letters:
+        with self._lock:
+            return self._letters.setdefault(loop, _Letters(loop))
 
     def _started(self) -> threading.Thread:
         ready = threading.Event()
@@ -119,25 +132,82 @@ class LoopThread:
         await asyncio.gather(*running, return_exceptions=True)
         await self._on_close()
 
-    def _check(self, produced: Future[None]) -> None:
-        try:
-            produced.result()
-        except CancelledError:
-            raise ModelClosed(self._name) from None
+    def _check(self, last: _Parcel[Any]) -> None:
+        if isinstance(last.error, asyncio.CancelledError):
+            raise ModelClosed(self._name)
+        if last.error is not None:
+            raise last.error
 
 
-class _Outbox(Generic[T]):
-    """Items on their way to another thread, which is woken once a turn of the loop rather than for each of them."""
+@dataclass(frozen=True, slots=True)
+class _Parcel(Generic[T]):
+    """Items that go to the reader together, and how their producer ended, if it did."""
 
-    def __init__(self, send: Callable[[list[T]], None]) -> None:
-        self._send = send
+    items: list[T]
+    is_last: bool = False
+    error: BaseException | None = None
+
+
+class _Production(Generic[T]):
+    """A producer at work on the loop; its reader is woken once a turn of the loop rather than for each item.
+
+    Args:
+        produce: makes the items.
+        send: hands parcels to the reader; the last one comes always, however the producer ends.
+    """
+
+    def __init__(self, produce: Producer[T], send: Callable[[_Parcel[T]], None]) -> None:
+        self._produce, self._send = produce, send
         self._items: list[T] = []
+        self._task: asyncio.Task[None]
+        self.is_over = False
 
-    def put(self, item: T) -> None:
+    def begin(self) -> None:
+        """Start it; called on the loop, as all else here."""
+        self._task = asyncio.get_running_loop().create_task(self._produce(self._put))
+        self._task.add_done_callback(self._over)
+
+    def cancel(self) -> None:
+        """End it early."""
+        self._task.cancel()
+
+    def _put(self, item: T) -> None:
         if not self._items:
             asyncio.get_running_loop().call_soon(self._flush)
         self._items.append(item)
 
     def _flush(self) -> None:
-        items, self._items = self._items, []
-        self._send(items)
+        if self._items:
+            items, self._items = self._items, []
+            self._send(_Parcel(items))
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self.is_over = True
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._send(_Parcel(self._items, is_last=True, error=error))
+        self._items = []
+
+
+class _Letters:
+    """What is to be done on another loop, which is woken once for all that has gathered since it last looked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # The loop is a key of a weak dictionary that holds this object, so it must not be kept alive from here.
+        self._loop = weakref.ref(loop)
+        self._waiting = deque[Callable[[], None]]()
+        self._is_called = False
+
+    def post(self, letter: Callable[[], None]) -> None:
+        """Have a function called on the loop, in order; one that is closed has no readers any more."""
+        self._waiting.append(letter)
+        loop = self._loop()
+        if loop is not None and not self._is_called:
+            self._is_called = True
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # First, so that whatever is posted from here on calls again.
+        self._is_called = False
+        while self._waiting:
+            self._waiting.popleft()()

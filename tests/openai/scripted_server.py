@@ -80,7 +80,7 @@ class ScriptedServer:
         self.answer_to: Callable[[Seen], Answer] | None = None
         self.on_request: Callable[[], object] = lambda: None
         self.requests: list[Seen] = []
-        self.n_connections = 0
+        self.n_connections = self.n_open = 0
         self.n_at_once = self.most_at_once = 0
         self.left = threading.Event()
         self._lock = threading.Lock()
@@ -131,6 +131,11 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
         def setup(self) -> None:
             super().setup()
             server.n_connections += 1
+            server.n_open += 1
+
+        def finish(self) -> None:
+            server.n_open -= 1
+            super().finish()
 
         def log_message(self, *args: Any) -> None:
             pass

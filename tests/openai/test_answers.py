@@ -22,7 +22,7 @@ def data(event: bytes) -> bytes:
 
 
 def read(answer: AnswerReader, *events: bytes) -> list[Chunk]:
-    return [chunk for event in events for chunk in answer.chunks(data(event))]
+    return [chunk for event in events for chunk in answer.chunks([data(event)])]
 
 
 def text_of(chunks: list[Chunk], choice: int = 0) -> str:

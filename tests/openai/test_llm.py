@@ -31,6 +31,7 @@ from llmkit.errors import (
     UnsupportedParameterWarning,
 )
 from llmkit.gpt_task.cache import ModelCache
+from llmkit_openai import connection
 from llmkit_openai.servers import KINDS
 from tests.openai.scripted_server import DONE, HANG, Answer, ScriptedServer, Seen, delta, event, refusing, saying
 
@@ -234,6 +235,14 @@ def test_a_schema_goes_to_the_server_and_its_text_is_parsed(server: ScriptedServ
         load().run("Hi", regex="a+")
 
 
+def becomes(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether a condition comes true in time; what a server sees of a connection comes a moment later."""
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
 # --- at once --------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +261,33 @@ def test_connections_are_used_again(server: ScriptedServer, load: Load) -> None:
     llm.batch_run(["Hi"] * 4)
     llm.batch_run(["Hi"] * 4)
     assert server.n_connections <= 4
+
+
+def test_connections_that_lie_idle_for_long_are_closed(
+    server: ScriptedServer, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.on_request = threading.Barrier(4, timeout=10).wait
+    llm = load()
+    llm.batch_run(["Hi"] * 4)
+    assert becomes(lambda: server.n_open == 4)
+    server.on_request = lambda: None
+    llm.run("Hi")
+    assert server.n_open == 4
+    monkeypatch.setattr(connection, "_IDLE_S", 0.05)
+    time.sleep(0.06)
+    llm.run("Hi")
+    assert becomes(lambda: server.n_open == 1)
+    llm.close()
+    assert becomes(lambda: server.n_open == 0)
+
+
+def test_the_first_token_is_timed_where_nobody_reads_along(server: ScriptedServer, load: Load) -> None:
+    server.answers = [Answer([delta("a"), 0.2, delta("b"), 0.1, delta("c", finish="stop"), DONE])]
+    completion = load().complete("Hi")
+    first_s = completion.timings.time_to_first_token_s
+    assert completion.text == "abc"
+    assert first_s is not None
+    assert completion.timings.elapsed_s - first_s > 0.25
 
 
 @pytest.mark.parametrize(("options", "limit"), [({"max_concurrency": 3}, 3), ({"server": "llama-cpp-python"}, 1)])
@@ -360,7 +396,7 @@ def test_closing_ends_what_runs(server: ScriptedServer, load: Load) -> None:
     llm = load()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(llm.run, "Hi")
-        wait_for(lambda: bool(server.requests))
+        becomes(lambda: bool(server.requests))
         llm.close()
         with pytest.raises(ModelClosed):
             running.result(10)
@@ -408,7 +444,7 @@ def test_ctrl_c_ends_a_call_at_once(server: ScriptedServer) -> None:
     server.answers = [Answer([delta("one"), HANG])]
     code = f"import llmkit; llm = llmkit.load('{server.url}#m'); print(llm.run('Hi'))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: bool(server.requests))
+        becomes(lambda: bool(server.requests))
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=20)
     assert words.rstrip().endswith("KeyboardInterrupt")
