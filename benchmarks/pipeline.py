@@ -30,7 +30,7 @@ from llmkit.tasks import TextGeneration
 ROOT = Path(__file__).parent.parent
 PEER = ROOT / "build" / "peers" / "distilabel"
 PEER_REQUIREMENTS = ("distilabel==1.5.3", "requests")  # it does not declare the second one
-N_ROWS, N_ROUNDS = 10_000, 5
+N_ROWS, N_ROUNDS = 10_000, 9
 N_CLASSIFIED, N_FEW_SHOT_ROUNDS = 256, 3
 LIMIT_US = 50.0
 

@@ -3,8 +3,10 @@
 Owns the file and what survives what. It does not know what an id means (`flow` makes it of a step's signature and a
 row's key), nor the steps.
 
-The file is a SQLite database with the tables `about(format, version)` and `results(id BLOB PRIMARY KEY, rows TEXT)`,
-`rows` being a JSON list. A killed process loses nothing that was written; a power cut may take the latest writes, and
+The file is a SQLite database with the tables `about(format, version)` and `results(id BLOB, rows TEXT)`, `rows` being a
+JSON list; of an id that is there twice, the first counts. The index of ids is made by the first run that looks for one:
+ids are random, so keeping it up to date costs three times as much as writing the rows down, and a run that began with
+an empty journal looks for nothing. A killed process loses nothing that was written; a power cut may take the latest writes, and
 they are computed again. One run at a time may have a journal open. Lookups read pages as they need them, so that memory
 does not grow with the rows.
 """
@@ -42,6 +44,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened and refused at once rather than after a wait: a run holds its journal for hours.
         self._database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        self._is_indexed = False
         try:
             self._open()
             self.was_empty = self._database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
@@ -53,23 +56,31 @@ class Journal:
             raise
 
     def find(self, ids: Sequence[bytes]) -> dict[bytes, str]:
-        """The recorded rows of those ids that are known, as JSON lists."""
+        """The recorded rows of those ids that are known, as JSON lists.
+
+        Raises:
+            PipelineError: the disk is full or failed, or the file is damaged.
+        """
         found: dict[bytes, str] = {}
-        for at in range(0, len(ids), _MAX_IDS):
-            some = ids[at : at + _MAX_IDS]
-            query = f"SELECT id, rows FROM results WHERE id IN ({','.join('?' * len(some))})"
-            found.update(self._database.execute(query, some))
+        try:
+            self._index()
+            for at in range(0, len(ids), _MAX_IDS):
+                some = ids[at : at + _MAX_IDS]
+                query = f"SELECT id, rows FROM results WHERE id IN ({','.join('?' * len(some))}) ORDER BY rowid DESC"
+                found.update(self._database.execute(query, some))
+        except sqlite3.Error as error:
+            raise PipelineError(f"cannot read the journal {self.path}: {error}") from error
         return found
 
     def record(self, results: Iterable[tuple[bytes, str]]) -> None:
-        """Write results down, all or none of them; what is already there stays.
+        """Write results down, all or none of them; what was there before stays.
 
         Raises:
             PipelineError: the disk is full or failed.
         """
         try:
             self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", results)
+            self._database.executemany("INSERT INTO results VALUES (?, ?)", results)
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise PipelineError(f"cannot write the journal {self.path}: {error}") from error
@@ -77,6 +88,11 @@ class Journal:
     def close(self) -> None:
         """Fold what was written into the one file. Safe twice."""
         self._database.close()
+
+    def _index(self) -> None:
+        if not self._is_indexed:
+            self._database.execute("CREATE INDEX IF NOT EXISTS results_by_id ON results (id)")
+            self._is_indexed = True
 
     def _open(self) -> None:
         # Exclusive: a second run is refused, and the write-ahead log needs no shared memory, which network disks lack.
@@ -88,7 +104,7 @@ class Journal:
         if not tables:
             self._database.execute("CREATE TABLE about (format TEXT, version INTEGER)")
             self._database.execute("INSERT INTO about VALUES (?, ?)", (FORMAT, VERSION))
-            self._database.execute("CREATE TABLE results (id BLOB PRIMARY KEY, rows TEXT NOT NULL)")
+            self._database.execute("CREATE TABLE results (id BLOB NOT NULL, rows TEXT NOT NULL)")
         elif tables != {"about", "results"}:
             raise PipelineError(f"{self.path} is no llmkit journal: it has the tables {', '.join(sorted(tables))}")
         self._check_version()

@@ -24,8 +24,8 @@ def error_key(task: str) -> str:
 
 def failure(row: Mapping[str, Any], task: str, column: str = METADATA) -> str | None:
     """Why the task of this name failed on a row: the first reason noted, or None where all went well."""
-    notes = _entries(row.get(column))
-    return next((entry[error_key(task)] for entry in notes if error_key(task) in entry), None)
+    key, notes = error_key(task), _entries(row.get(column))
+    return next((entry[key] for entry in notes if key in entry), None)
 
 
 def merged(earlier: object, own: Sequence[Notes], *, grouped: bool) -> Notes | list[Notes]:
@@ -52,10 +52,10 @@ def merged(earlier: object, own: Sequence[Notes], *, grouped: bool) -> Notes | l
 
 
 def _entries(metadata: object) -> list[Notes]:
-    if metadata is None or metadata == {}:
+    if not metadata and (metadata is None or isinstance(metadata, dict)):
         return []
     entries = cast("list[object]", metadata if isinstance(metadata, list) else [metadata])
-    if not all(isinstance(entry, dict) for entry in entries):
+    if not all([isinstance(entry, dict) for entry in entries]):
         raise InvalidRequest(f"a row's metadata must be a dictionary or a list of them, got {metadata!r}")
     return cast("list[Notes]", entries)
 
