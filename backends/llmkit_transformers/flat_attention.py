@@ -18,6 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from llmkit_transformers.keys_values import TILE, SequenceBuffers
+from llmkit_transformers.shared_prefix import SharedPrefix
 from llmkit_transformers.stacks import Stack
 
 NAME = "llmkit_flat"
@@ -45,7 +46,7 @@ class Piece:
         buffers: the sequence's keys and values.
         first_row: where its rows begin in the step.
         n_rows: how many there are.
-        start: position of the first of them in the sequence.
+        start: position of the first of them in the sequence, shared tokens not counted.
     """
 
     buffers: SequenceBuffers
@@ -55,7 +56,7 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """Tokens that the sequence has after the step."""
+        """Tokens that the sequence has of its own after the step."""
         return self.start + self.n_rows
 
 
@@ -66,7 +67,7 @@ class StackedRows:
     Attributes:
         stack: the members' keys and values.
         first_row: where the rows begin in the step.
-        positions: `(N,)`, of each row in its sequence.
+        positions: `(N,)`, of each row in its sequence, shared tokens not counted.
         slots: `(N,)`, counting from 0.
     """
 
@@ -76,6 +77,19 @@ class StackedRows:
     slots: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class SharedRows:
+    """The rows in a step of all sequences that begin with one shared prefix.
+
+    Attributes:
+        prefix: its keys and values.
+        rows: `(R,)`, which rows of the step; a slice where they stand side by side.
+    """
+
+    prefix: SharedPrefix
+    rows: Tensor | slice
+
+
 @dataclass(slots=True)
 class FlatStep:
     """One step while it runs.
@@ -83,17 +97,23 @@ class FlatStep:
     Attributes:
         pieces: rows of sequences by themselves.
         stacks: rows of sequences that stand side by side.
-        reproducible: keep to the rules that make rows independent.
+        shared: rows of both that begin with something shared.
+        reproducible: keep to the rules that make rows independent; rows that share something are not among these.
         n_layers: attention calls so far.
         n_windowed: those of them with a sliding window.
+        is_plain: no call so far had a window, a softcap, or values of another size than keys.
+        log_sums: `(T, H)`, of each row's exponentials over its own keys, in the layer at hand; set where rows share.
     """
 
     pieces: Sequence[Piece]
     stacks: Sequence[StackedRows]
+    shared: Sequence[SharedRows]
     reproducible: bool
     n_layers: int = 0
     n_windowed: int = 0
+    is_plain: bool = True
     masks: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
+    log_sums: Tensor = field(init=False)
 
 
 class _Current(threading.local):
@@ -151,15 +171,20 @@ def flat_attention(
         raise NotUnderstood(f"attention arguments {unknown or 'mask'} are not honoured by the flat step")
     how = _How(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+    if step.shared:
+        step.log_sums = query.new_empty(query.shape[2], query.shape[1], dtype=torch.float32)
     for stacked in step.stacks:
         _side_by_side(step, stacked, (query, key, value), how, out)
     for piece in step.pieces:
         rows = slice(piece.first_row, piece.first_row + piece.n_rows)
         piece.buffers.write(step.n_layers, piece.start, key[0, :, rows], value[0, :, rows])
-        attend = _tiled if step.reproducible else _whole
+        attend = _tiled if step.reproducible and piece.buffers.shared is None else _whole
         attend(step, piece, query[0, :, rows], how, out[0, rows].transpose(0, 1))
+    for beginning in step.shared:
+        _before(step, beginning, query, how, out)
     step.n_layers += 1
     step.n_windowed += sliding_window is not None
+    step.is_plain &= sliding_window is None and softcap is None and query.shape[-1] == value.shape[-1]
     return out, None
 
 
@@ -184,9 +209,14 @@ def _side_by_side(
     values[stacked.slots, :, stacked.positions] = value
     folded = query.reshape(len(keys), keys.shape[1], -1, query.shape[-1])
     n_folded = folded.shape[2]
-    missing = -n_folded % _ROW_MULTIPLE if step.reproducible else 0
-    folded = pad(folded, (0, 0, 0, missing)) if missing else folded
-    scored = _scored(folded, keys, values, _mask_of_stack(step, stacked, how.window), how)
+    mask = _mask_of_stack(step, stacked, how.window)
+    if stacked.stack.is_shared:
+        scored, log_sums = _scored_with_sums(folded, keys, values, mask, how)
+        step.log_sums[rows] = log_sums.flatten(1)
+    else:
+        missing = -n_folded % _ROW_MULTIPLE if step.reproducible else 0
+        folded = pad(folded, (0, 0, 0, missing)) if missing else folded
+        scored = _scored(folded, keys, values, mask, how)
     out[0, rows] = scored[:, :, :n_folded].flatten(1, 2)
 
 
@@ -198,7 +228,30 @@ def _whole(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) 
     folded = _folded(query, keys.shape[0])
     at = (piece.start, piece.n_rows, first, piece.end)
     mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], how.window)
-    out.copy_(_scored(folded[None], keys[None], values[None], mask, how).reshape(out.shape))
+    if piece.buffers.shared is None:
+        scored = _scored(folded[None], keys[None], values[None], mask, how)
+    else:
+        scored, log_sums = _scored_with_sums(folded[None], keys[None], values[None], mask, how)
+        rows = slice(piece.first_row, piece.first_row + piece.n_rows)
+        step.log_sums[rows] = log_sums.reshape(out.shape[:2]).T
+    out.copy_(scored.reshape(out.shape))
+
+
+def _before(step: FlatStep, shared: SharedRows, query: Tensor, how: _How, out: Tensor) -> None:
+    """Let rows look at the prefix that they share, too, all in one call, and weigh what they find against the rest.
+
+    Two attentions over parts of the keys make the attention over all: each counts as much as the sum of its
+    exponentials. Source: Juravsky et al., Hydragen, https://arxiv.org/abs/2402.05099.
+
+    `query` is `(1, H, T, D)`, `out` is `(1, T, H, D)` and holds what the rows found among their own keys.
+    """
+    keys, values = shared.prefix.of_layer(step.n_layers)
+    asked = query[0, :, shared.rows]
+    found, log_sums = _scored_with_sums(_folded(asked, len(keys))[None], keys[None], values[None], None, how)
+    log_sums = log_sums.reshape(asked.shape[:2]).T
+    weights = torch.sigmoid(log_sums - step.log_sums[shared.rows])[..., None]
+    own, found = out[0, shared.rows].float(), found.reshape(asked.shape).transpose(0, 1).float()
+    out[0, shared.rows] = torch.lerp(own, found, weights).to(out.dtype)
 
 
 def _tiled(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
@@ -255,7 +308,7 @@ def _mask_of_stack(step: FlatStep, stacked: StackedRows, window: int | None) -> 
         at = torch.arange(stacked.stack.capacity, device=reference.device)
         return _additive(_seen(at, stacked.positions[:, None, None, None], window), reference)
 
-    return _once(step, (stacked.stack.capacity, window), make)
+    return _once(step, (stacked.first_row, window), make)
 
 
 def _once(step: FlatStep, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -282,6 +335,15 @@ def _scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, ho
     scores = how.softcap * torch.tanh(scores / how.softcap)
     scores = scores if mask is None else scores + mask
     return torch.matmul(torch.softmax(scores.float(), dim=-1).to(values.dtype), values)
+
+
+def _scored_with_sums(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How
+) -> tuple[Tensor, Tensor]:
+    """`_scored` on a processor, and the logarithm of the sum of each row's exponentials, `(N, H_kv, R)` in float32."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, attn_mask=mask, scale=how.scaling
+    )
 
 
 AttentionInterface.register(NAME, flat_attention)

@@ -5,7 +5,7 @@ It knows nothing of requests, queues or the prefix cache.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
 from llmkit_transformers import flat_attention
-from llmkit_transformers.flat_attention import FlatStep, Piece, StackedRows
+from llmkit_transformers.flat_attention import FlatStep, Piece, SharedRows, StackedRows
+from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.sampling import Sampler
+from llmkit_transformers.shared_prefix import SharedPrefix
 from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
@@ -85,8 +87,7 @@ class FlatRunner:
 
     def __init__(self, model: PreTrainedModel, lock: Lock | None = None) -> None:
         self._model, self._lock = model, lock or Lock()
-        self._stacks = Stacks()
-        self._forks: list[SequenceBuffers] = []  # since the last step
+        self._stacks, self._forks = Stacks(), Forks()
         self.last_step: FlatStep | None = None
         self._bytes_per_tile: int | None = None
 
@@ -96,12 +97,12 @@ class FlatRunner:
 
     def fork(self, source: KeysValues, n_tokens: int) -> SequenceBuffers:
         """An independent copy of the first tokens; they are copied in the next step, to where they will stand."""
-        made = _buffers(source).fork(n_tokens)
-        self._forks.append(made)
-        return made
+        return self._forks.add(_buffers(source), n_tokens)
 
     def truncate(self, keys_values: KeysValues, n_tokens: int) -> None:
-        """Nothing to do: what stands behind the last token is never looked at."""
+        """Forget the tokens behind; where none of them is shared, they stay and are never looked at."""
+        self._forks.source_was_cut(_buffers(keys_values))
+        _buffers(keys_values).truncate(n_tokens)
 
     def free(self, keys_values: KeysValues) -> None:
         """Give the memory back."""
@@ -131,9 +132,14 @@ class FlatRunner:
             attending_flat(self._model),
             reproducible_numerics(reproducible, packed=len(slices) >= _MANY and self._may_pack),
         ):
-            rows = _Rows(slices, self._stacks, self._forks, self._model.device)
+            alone = {_buffers(piece.keys_values) for piece in slices if piece.reproducible}
+            forks = self._forks.settle(alone, may_share=self._may_share)
+            for buffers in alone:
+                buffers.unshare()
+            rows = _Rows(slices, self._stacks, forks, self._model.device)
             self._forks.clear()
-            with flat_attention.running(FlatStep(rows.pieces, rows.stacks, reproducible)) as self.last_step:
+            step = FlatStep(rows.pieces, rows.stacks, rows.shared, reproducible)
+            with flat_attention.running(step) as self.last_step:
                 return self._forward(rows, reproducible)[: len(slices)]
 
     def _forward(self, rows: _Rows, reproducible: bool) -> Tensor:
@@ -146,6 +152,11 @@ class FlatRunner:
             use_cache=False,
         )
         return output.logits[0]
+
+    @property
+    def _may_share(self) -> bool:
+        """Whether this model's attention can take a shared beginning apart from the rest."""
+        return self.last_step is not None and self.last_step.is_plain and self._model.device.type == "cpu"
 
     @cached_property
     def _may_pack(self) -> bool:
@@ -177,6 +188,7 @@ class _Rows:
         last: the last row of each slice, in the slices' order.
         stacks: the rows of each stack.
         pieces: the rows of each other slice.
+        shared: the rows that begin with each shared prefix.
     """
 
     def __init__(
@@ -186,23 +198,35 @@ class _Rows:
         self.positions: list[int] = []
         self.stacks: list[StackedRows] = []
         self.pieces: list[Piece] = []
+        self._rows_of: defaultdict[SharedPrefix, list[int]] = defaultdict(list)
         by_buffers = {_buffers(one.keys_values): one for one in slices}
         last: dict[SequenceBuffers, int] = {}
         for stack in stacks.arrange(_decoding(by_buffers), forks):
             first_row = len(self.ids)
             for member in stack.members:
                 last[member] = self._add(by_buffers.pop(member))
-            positions = torch.tensor(self.positions[first_row:], device=device)
+            pairs = zip(self.positions[first_row:], stack.members, strict=True)
+            positions = torch.tensor([position - member.n_shared for position, member in pairs], device=device)
             self.stacks.append(StackedRows(stack, first_row, positions, torch.arange(len(positions), device=device)))
         for buffers, one in by_buffers.items():
-            self.pieces.append(Piece(buffers, len(self.ids), len(one.token_ids), one.start))
+            self.pieces.append(Piece(buffers, len(self.ids), len(one.token_ids), one.start - buffers.n_shared))
             last[buffers] = self._add(one)
+        self.shared = [SharedRows(prefix, _where(rows)) for prefix, rows in self._rows_of.items()]
         self.last = [last[_buffers(one.keys_values)] for one in slices]
 
     def _add(self, piece: Slice) -> int:
+        prefix = _buffers(piece.keys_values).shared
+        if prefix is not None:
+            self._rows_of[prefix].extend(range(len(self.ids), len(self.ids) + len(piece.token_ids)))
         self.ids.extend(piece.token_ids)
         self.positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
         return len(self.ids) - 1
+
+
+def _where(rows: list[int]) -> Tensor | slice:
+    """An index of these ascending rows; a slice, which copies nothing, where they stand side by side."""
+    is_dense = rows[-1] - rows[0] == len(rows) - 1
+    return slice(rows[0], rows[-1] + 1) if is_dense else torch.tensor(rows)
 
 
 def _decoding(slices: Mapping[SequenceBuffers, Slice]) -> dict[SequenceBuffers, int]:

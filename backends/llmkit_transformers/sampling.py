@@ -157,5 +157,7 @@ def draw(probabilities: Tensor, number: float) -> int:
     """
     cumulated = probabilities.double().cumsum(0)
     token = int(torch.searchsorted(cumulated, cumulated[-1] * number, right=True))
-    # Rounding may land past the last token that has any probability.
+    if token < len(probabilities) and probabilities[token] > 0:
+        return token
+    # Rounding has landed past the last token that has any probability.
     return min(token, int(probabilities.nonzero()[-1]))

@@ -21,15 +21,16 @@ class Stack:
     A member's own tensors are views of its slot. What is in the slots beyond the members means nothing.
 
     Args:
-        capacity: positions that each member has.
+        capacity: positions that each member has, shared ones not counted.
+        is_shared: all members begin with something shared, of whatever length; otherwise none does.
 
     Attributes:
         members: the sequences, in the order of their slots.
         tensors: the keys and the values of each layer by turns, `(S, H_kv, C, D)`, with slots for all members at least.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, is_shared: bool = False) -> None:
+        self.capacity, self.is_shared = capacity, is_shared
         self.members: list[SequenceBuffers] = []
         self.tensors: list[Tensor] = []
 
@@ -98,10 +99,10 @@ class Stack:
 
 
 class Stacks:
-    """All stacks of one runner, by their capacity. Not thread-safe."""
+    """All stacks of one runner, by their capacity and whether their members share. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._by_capacity: dict[int, Stack] = {}
+        self._by_kind: dict[tuple[int, bool], Stack] = {}
 
     def arrange(self, ends: Mapping[SequenceBuffers, int], forks: Sequence[SequenceBuffers] = ()) -> list[Stack]:
         """Stacks of exactly the sequences that are about to read one token each, where two or more fit together.
@@ -113,26 +114,26 @@ class Stacks:
             ends: how many tokens each will have read.
             forks: sequences made since the last step, whose tensors may be borrowed; none is afterwards.
         """
-        groups: defaultdict[int, list[SequenceBuffers]] = defaultdict(list)
+        groups: defaultdict[tuple[int, bool], list[SequenceBuffers]] = defaultdict(list)
         for buffers, end in ends.items():
-            groups[whole_tiles(end)].append(buffers)
-        for capacity, group in groups.items():
-            stack = self._by_capacity.get(capacity)
+            groups[whole_tiles(end - buffers.n_shared), buffers.shared is not None].append(buffers)
+        for kind, group in groups.items():
+            stack = self._by_kind.get(kind)
             if stack is None and len(group) > 1:
-                stack = self._by_capacity[capacity] = Stack(capacity)
+                stack = self._by_kind[kind] = Stack(*kind)
             if stack is not None and (len(group) > 1 or group[0].stack is stack):
                 stack.join([buffers for buffers in group if buffers.stack is not stack])
         for fork in forks:  # those that went into no stack, before slots are moved
             fork.own()
-        for capacity, stack in list(self._by_capacity.items()):
-            stack.keep(groups.get(capacity, ()))
+        for kind, stack in list(self._by_kind.items()):
+            stack.keep(groups.get(kind, ()))
             if not stack.members:
-                del self._by_capacity[capacity]
-        return list(self._by_capacity.values())
+                del self._by_kind[kind]
+        return list(self._by_kind.values())
 
     def free(self, buffers: SequenceBuffers) -> None:
         """Give a sequence's memory back, and its stack's with that of the last member."""
         stack = buffers.stack
         buffers.clear()
         if isinstance(stack, Stack) and not any(member.stack is stack for member in stack.members):
-            self._by_capacity.pop(stack.capacity, None)
+            self._by_kind.pop((stack.capacity, stack.is_shared), None)
