@@ -6,9 +6,9 @@ row's key), nor the steps.
 The file is a SQLite database with the tables `about(format, version)` and `results(id BLOB, rows TEXT)`, `rows` being a
 JSON list; of an id that is there twice, the first counts. The index of ids is made by the first run that looks for one:
 ids are random, so keeping it up to date costs three times as much as writing the rows down, and a run that began with
-an empty journal looks for nothing. A killed process loses nothing that was written; a power cut may take the latest writes, and
-they are computed again. One run at a time may have a journal open. Lookups read pages as they need them, so that memory
-does not grow with the rows.
+an empty journal looks for nothing. A killed process loses nothing that was written; a power cut may take the latest
+writes, and they are computed again. One run at a time may have a journal open. Lookups read pages as they need them, so
+that memory does not grow with the rows.
 """
 
 from __future__ import annotations

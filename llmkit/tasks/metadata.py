@@ -55,7 +55,7 @@ def _entries(metadata: object) -> list[Notes]:
     if not metadata and (metadata is None or isinstance(metadata, dict)):
         return []
     entries = cast("list[object]", metadata if isinstance(metadata, list) else [metadata])
-    if not all([isinstance(entry, dict) for entry in entries]):
+    if not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequest(f"a row's metadata must be a dictionary or a list of them, got {metadata!r}")
     return cast("list[Notes]", entries)
 
