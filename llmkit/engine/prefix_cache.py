@@ -26,8 +26,11 @@ def hash_block(previous: int, block: tuple[int, ...]) -> int:
 
 def n_common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their beginnings."""
-    differing = compress(count(), map(operator.ne, first, second))
-    return next(differing, min(len(first), len(second)))
+    n_equal, n_both = 0, min(len(first), len(second))
+    while n_equal < n_both and first[n_equal : n_equal + TILE] == second[n_equal : n_equal + TILE]:
+        n_equal += TILE
+    differing = compress(count(n_equal), map(operator.ne, first[n_equal:], second[n_equal:]))
+    return next(differing, n_both)
 
 
 @dataclass(eq=False, slots=True)
