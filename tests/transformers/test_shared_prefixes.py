@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmkit.engine.engine import Engine
 from llmkit.engine.runner import Slice
+from llmkit.engine.sequence import Delta, EngineRequest
 from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.runner import FlatRunner
@@ -303,3 +304,38 @@ def test_greedy_tokens_of_prompts_that_begin_alike_are_those_of_generate(
     assert found == [generated(model, task, 6) for task in tasks]
     assert again == found[::-1]
     assert kinds == ({False} if family in HAS_WINDOWS else {False, True})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_budget_holds_and_texts_are_right_while_some_share_and_some_are_cancelled(seed: int) -> None:
+    draw, model = random.Random(seed), flat_models.built(flat_models.FLAT["llama"]())
+    model.generation_config.eos_token_id = None
+    beginnings = [[draw.randrange(3, flat_models.V) for _ in range(180)] for _ in range(2)]
+    runner = FlatRunner(model)
+    budget = runner.bytes_for(256) * (5, 9, 20)[seed]
+    engine = Engine(runner, kv_budget_bytes=budget, tokens_per_step=draw.choice([64, 512]), max_running=8)
+    todo: list[EngineRequest] = []
+    for _ in range(40):
+        prompt = draw.choice(beginnings)[: draw.choice([100, 130, 180])]
+        prompt = [*prompt, *(draw.randrange(3, flat_models.V) for _ in range(draw.randint(1, 40)))]
+        n, reproducible = draw.choice([1, 1, 1, 2, 4]), draw.random() < 0.3
+        todo.append(request(prompt, max_tokens=draw.randint(1, 8), n=n, reproducible=reproducible))
+    found: dict[EngineRequest, dict[int, list[int]]] = {}
+    while todo or engine.has_work:
+        for _ in range(min(len(todo), draw.randint(0, 4))):
+            engine.add(todo[-1])
+            found[todo.pop()] = {}
+        for event in engine.step() if engine.has_work else ():
+            assert isinstance(event, Delta)
+            found[event.request].setdefault(event.choice, []).append(event.token_id)
+        if found and draw.random() < 0.1:
+            gone = draw.choice(list(found))
+            engine.cancel(gone)
+            del found[gone]
+        figures = engine.figures()
+        assert figures.live_bytes + figures.promised_bytes + figures.cached_bytes <= budget
+        assert figures.promised_bytes >= 0
+    engine.close()
+    for one, texts in found.items():
+        expected = generated(model, list(one.prompt_ids), one.max_tokens)
+        assert texts == dict.fromkeys(range(one.n_choices), expected)
