@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import warnings
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llmkit
 from llmkit.capabilities import Capabilities
 from llmkit.errors import ContextLengthExceeded, ContextWarning, InvalidRequest, PromptStyleError, UnsupportedParameter
 from llmkit.prompts import PromptStyle
 from llmkit.testing import ScriptedLLM
+from llmkit.testing.scripted import words
 
 
 def seen(llm: ScriptedLLM) -> tuple[Any, bool]:
@@ -96,6 +101,33 @@ def test_a_conversation_is_fitted_as_it_is_rendered() -> None:
     assert [m.content for m in completion.dropped_messages] == ["one two three four five", "ok"]
     with pytest.raises(ContextLengthExceeded):
         llm.complete("a b c d e f g h i j k l m", prompt_style="falcon")
+
+
+@given(
+    style=st.sampled_from(["human_bot", "falcon", "llama2", "chatml", "vicuna"]),
+    system=st.sampled_from([None, "Be brief."]),
+    turns=st.lists(st.integers(1, 30), max_size=12),
+    window=st.integers(40, 120),
+)
+def test_a_history_of_any_length_leaves_the_prompt_within_the_window(
+    style: str, system: str | None, turns: list[int], window: int
+) -> None:
+    """The newest turn and the system prompt are always there, what is left is the newest, and as much as fits."""
+    llm = ScriptedLLM("ok", context_length=window, max_tokens=8, system_prompt=system)
+    roles = itertools.cycle(["user", "assistant"])
+    history = [{"role": next(roles), "content": f"turn{n} " * size} for n, size in enumerate(turns)]
+    last = {"role": "user", "content": "the question"}
+    if len(turns) % 2:
+        history = history[:-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ContextWarning)
+        completion = llm.complete([*history, last], prompt_style=style)
+    prompt, n_dropped = str(seen(llm)[0]), len(completion.dropped_messages)
+    assert len(words(prompt)) <= window - 8
+    assert "the question" in prompt
+    assert system is None or system in prompt
+    assert [m.content for m in completion.dropped_messages] == [m["content"] for m in history[:n_dropped]]
+    assert [f"turn{n} " in prompt for n in range(len(history))] == [n >= n_dropped for n in range(len(history))]
 
 
 def test_the_embedded_model_reads_a_style_through_its_real_tokenizer() -> None:
