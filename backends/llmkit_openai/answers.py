@@ -116,7 +116,7 @@ class _Event(TypedDict, total=False):
     message: Any
 
 
-_EVENT = TypeAdapter(_Event)
+_EVENT = TypeAdapter(_Event).validator
 
 
 def _parsed(data: bytes) -> _Event:

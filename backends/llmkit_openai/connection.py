@@ -73,7 +73,8 @@ class Connection:
         """
         async with self._clients.one() as client:
             response = await self._accepted(client, f"{self._url}/{path}", body)
-            reader, pieces = EventReader(), response.aiter_bytes()
+            is_coded = "content-encoding" in response.headers
+            reader, pieces = EventReader(), response.aiter_bytes() if is_coded else response.aiter_raw()
             try:
                 async for piece in pieces:
                     for data in reader.feed(piece):

@@ -108,6 +108,8 @@ class OpenAILLM(BackendLLM):
 
     async def _fetch_all(self, requests: Sequence[Request], posts: list[list[Post]], put: Put[Chunk]) -> None:
         """Answer all requests at once; the first failure ends them all."""
+        if len(posts) == len(posts[0]) == 1:
+            return await self._fetch(posts[0][0], requests[0], UsageTally(posts[0][0].request, 1), put)
         try:
             async with asyncio.TaskGroup() as group:
                 for request, parts in zip(requests, posts, strict=True):
