@@ -43,14 +43,18 @@ class LoopThread:
         self._closing: asyncio.Event
         self._letters = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Letters]()
 
-    def stream(self, produce: Producer[T]) -> Iterator[T]:
+    def stream(self, produce: Producer[T], *, delay_s: float = 0.0) -> Iterator[T]:
         """The items of a producer, for a thread that may block. Closing the iterator cancels the producer.
+
+        Args:
+            produce: what makes them.
+            delay_s: how long an item may wait for others to go with, in seconds.
 
         Raises:
             ModelClosed: `close` was called.
         """
         queue = SimpleQueue[_Parcel[T]]()
-        production = self._begun(produce, queue.put)
+        production = self._begun(_Production(produce, queue.put, delay_s))
         try:
             while True:
                 parcel = queue.get()
@@ -61,15 +65,15 @@ class LoopThread:
         finally:
             self._end(production)
 
-    async def astream(self, produce: Producer[T]) -> AsyncIterator[T]:
-        """The items of a producer, for another event loop. Closing the iterator cancels the producer.
-
-        Raises:
-            ModelClosed: `close` was called.
-        """
+    async def astream(self, produce: Producer[T], *, delay_s: float = 0.0) -> AsyncIterator[T]:
+        """`stream` for another event loop."""
         queue = asyncio.Queue[_Parcel[T]]()
         letters = self._letters_to(asyncio.get_running_loop())
-        production = self._begun(produce, lambda parcel: letters.post(lambda: queue.put_nowait(parcel)))
+
+        def send(parcel: _Parcel[T]) -> None:
+            letters.post(lambda: queue.put_nowait(parcel))
+
+        production = self._begun(_Production(produce, send, delay_s))
         try:
             while True:
                 parcel = await queue.get()
@@ -92,13 +96,12 @@ class LoopThread:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _begun(self, produce: Producer[T], send: Callable[[_Parcel[T]], None]) -> _Production[T]:
+    def _begun(self, production: _Production[T]) -> _Production[T]:
         with self._lock:
             if self._closed:
                 raise ModelClosed(self._name)
             if self._thread is None:
                 self._thread = self._started()
-            production = _Production(produce, send)
             # Under the lock, so that `close` finds the task.
             self._loop.call_soon_threadsafe(production.begin)
             return production
@@ -149,15 +152,16 @@ class _Parcel(Generic[T]):
 
 
 class _Production(Generic[T]):
-    """A producer at work on the loop; its reader is woken once a turn of the loop rather than for each item.
+    """A producer at work on the loop; its reader is woken once a turn of the loop, or less often, not for each item.
 
     Args:
         produce: makes the items.
         send: hands parcels to the reader; the last one comes always, however the producer ends.
+        delay_s: how long an item may wait for others, in seconds.
     """
 
-    def __init__(self, produce: Producer[T], send: Callable[[_Parcel[T]], None]) -> None:
-        self._produce, self._send = produce, send
+    def __init__(self, produce: Producer[T], send: Callable[[_Parcel[T]], None], delay_s: float) -> None:
+        self._produce, self._send, self._delay_s = produce, send, delay_s
         self._items: list[T] = []
         self._task: asyncio.Task[None]
         self.is_over = False
@@ -173,7 +177,8 @@ class _Production(Generic[T]):
 
     def _put(self, item: T) -> None:
         if not self._items:
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._delay_s, self._flush) if self._delay_s else loop.call_soon(self._flush)
         self._items.append(item)
 
     def _flush(self) -> None:
