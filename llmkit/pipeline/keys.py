@@ -20,6 +20,7 @@ Row: TypeAlias = dict[str, Any]
 KEY_BYTES = 16
 # One encoder for all rows: `json.dumps` would make one for each.
 _encoded = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+_MOST_IN_MEMORY = 50_000  # contents, some 7 MB
 _SEED_BYTES = 6  # 48 bits: exact in every JSON reader, and enough that rows hardly ever share one
 
 
@@ -61,39 +62,51 @@ def _canonical(row: Row) -> str:
 
 
 class Occurrences:
-    """Counts how often each content came, exactly and on disk: memory does not grow with the rows.
+    """Counts how often each content came, exactly; many contents are counted on disk, so that memory stays bounded.
 
     The table is a temporary file that vanishes with the object. Not for several threads.
     """
 
     def __init__(self) -> None:
-        # The empty name is SQLite's for a private file that it deletes itself.
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=OFF")
-        self._database.execute("CREATE TABLE seen (content BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID")
+        self._in_memory = Counter[bytes]()
+        self._database: sqlite3.Connection | None = None
 
     def keys(self, rows: Sequence[Row]) -> list[bytes]:
         """The keys of the next rows, in their order."""
         contents = [content_key(row) for row in rows]
-        before = self._seen(contents)
+        before = self._in_memory if self._database is None else _seen(self._database, contents)
         keys: list[bytes] = []
         for content in contents:
             n = before.get(content, 0)
             keys.append(occurrence_key(content, n))
             before[content] = n + 1
-        self._add(Counter(contents))
+        if self._database is not None:
+            _add(self._database, Counter(contents))
+        elif len(self._in_memory) > _MOST_IN_MEMORY:
+            self._move_to_disk()
         return keys
 
     def close(self) -> None:
         """Delete the table."""
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
 
-    def _seen(self, contents: list[bytes]) -> dict[bytes, int]:
-        query = f"SELECT content, n FROM seen WHERE content IN ({','.join('?' * len(contents))})"
-        return dict(self._database.execute(query, contents))
+    def _move_to_disk(self) -> None:
+        # The empty name is SQLite's for a private file that it deletes itself.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=OFF")
+        self._database.execute("CREATE TABLE seen (content BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID")
+        _add(self._database, self._in_memory)
+        self._in_memory.clear()
 
-    def _add(self, counts: Counter[bytes]) -> None:
-        upsert = "INSERT INTO seen VALUES (?, ?) ON CONFLICT (content) DO UPDATE SET n = n + excluded.n"
-        self._database.execute("BEGIN")
-        self._database.executemany(upsert, counts.items())
-        self._database.execute("COMMIT")
+
+def _seen(database: sqlite3.Connection, contents: list[bytes]) -> dict[bytes, int]:
+    query = f"SELECT content, n FROM seen WHERE content IN ({','.join('?' * len(contents))})"
+    return dict(database.execute(query, contents))
+
+
+def _add(database: sqlite3.Connection, counts: Counter[bytes]) -> None:
+    upsert = "INSERT INTO seen VALUES (?, ?) ON CONFLICT (content) DO UPDATE SET n = n + excluded.n"
+    database.execute("BEGIN")
+    database.executemany(upsert, counts.items())
+    database.execute("COMMIT")

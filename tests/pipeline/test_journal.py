@@ -4,12 +4,14 @@ import os
 import shutil
 import sqlite3
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.errors import PipelineError
+from llmkit.pipeline import keys as keys_of_rows
 from llmkit.pipeline.journal import Journal
 from llmkit.pipeline.keys import Occurrences, child_key, content_key, occurrence_key, row_seed
 
@@ -68,11 +70,12 @@ def test_foreign_damaged_and_newer_files_are_refused_and_left_alone(tmp_path: Pa
         Journal(newer)
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(1, 7))
-def test_keys_depend_on_content_and_occurrence_alone(texts: list[str], size: int) -> None:
+@given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(1, 7), st.sampled_from([0, 1, 2, 50_000]))
+def test_keys_depend_on_content_and_occurrence_alone(texts: list[str], size: int, most_in_memory: int) -> None:
     occurrences = Occurrences()
     rows = [{"text": text} for text in texts]
-    keys = [key for at in range(0, len(rows), size) for key in occurrences.keys(rows[at : at + size])]
+    with mock.patch.object(keys_of_rows, "_MOST_IN_MEMORY", most_in_memory):
+        keys = [key for at in range(0, len(rows), size) for key in occurrences.keys(rows[at : at + size])]
     occurrences.close()
     assert keys == [occurrence_key(content_key(row), rows[:at].count(row)) for at, row in enumerate(rows)]
     assert len(set(keys)) == len(rows)
