@@ -13,7 +13,7 @@ from benchmarks.measure import Row, elapsed_s, in_own_thread, interleaved, ratio
 from benchmarks.random_llama import random_llama
 from llmkit_transformers import TransformersLLM
 
-N_ROUNDS = 5
+N_ROUNDS = 9
 N_CHOICES, N_PROMPT, N_NEW = 8, 768, 16
 HISTORIES, N_TURN = (256, 1024, 1792), 40
 LEAST_SAVING, MOST_GROWTH = 20, 1.3
