@@ -62,12 +62,15 @@ def write_page(path: Path, rows: Sequence[Row], facts: dict[str, str | int | flo
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    def figure(value: float) -> str:
-        return f"{value:.3f} {row.unit}"
-
     kept = {None: "", True: "kept", False: "over"}[row.keeps_limit]
-    limit = "" if row.limit is None else f"{row.limit:g} {row.unit}"
-    return row.workload, row.what, figure(row.median), f"{row.low:.3f} to {row.high:.3f}", str(row.n), limit, kept
+    limit = "" if row.limit is None else f"{row.limit:.3g} {row.unit}"
+    median, quartiles = f"{_short(row.median)} {row.unit}", f"{_short(row.low)} to {_short(row.high)}"
+    return row.workload, row.what, median, quartiles, str(row.n), limit, kept
+
+
+def _short(value: float) -> str:
+    """Three digits that count, at least."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cpu_name() -> str:

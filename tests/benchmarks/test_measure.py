@@ -46,6 +46,6 @@ def test_only_the_figures_of_the_page_are_replaced(tmp_path) -> None:
     write_page(page, ROWS, FACTS)
     written = page.read_text(encoding="utf-8")
     assert written.startswith(f"before\n{BEGIN}\n\n| workload |")
-    assert "| work | figure | 1.000 x | 0.900 to 1.100 | 5 | 1.03 x | kept |" in written
+    assert "| work | figure | 1 x | 0.9 to 1.1 | 5 | 1.03 x | kept |" in written
     assert "old" not in written
     assert written.endswith(f"- load 1min before: 0.1\n\n{END}\nafter\n")
