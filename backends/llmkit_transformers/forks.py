@@ -75,6 +75,4 @@ def _share(lender: SequenceBuffers, forks: list[SequenceBuffers], n_tokens: int,
     for fork in forks:
         fork.share(prefix)
     if is_kept and lender.tensors and lender.shared is None:
-        # It is the next one that others begin with; its own tensors may be a slot of a stack.
-        lender.share(prefix)
-        lender.stand_alone()
+        lender.share(prefix)  # others will begin with it again

@@ -109,9 +109,10 @@ class SequenceBuffers:
             self.own()
 
     def share(self, prefix: SharedPrefix) -> None:
-        """Have a prefix in the place of its own first tokens, which are the same."""
-        self.tensors = [tensor[:, prefix.n_tokens :] for tensor in self.tensors]
-        self.shared = prefix
+        """Have a prefix in the place of its own first tokens, which are the same; out of a stack, if it is in one."""
+        rest = [tensor[:, prefix.n_tokens :] for tensor in self.tensors]
+        self.tensors = rest if self.is_borrowed else [view.clone() for view in rest]
+        self.shared, self.stack = prefix, None
 
     def unshare(self) -> None:
         """Have all tokens in its own tensors."""
