@@ -5,7 +5,7 @@ Both endpoints are read here, chat and completions. It knows no connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -220,22 +220,28 @@ class AnswerReader:
         self.usage = Usage(None, None)
         self._choices = [_ChoiceReader(post.request, index, request) for index in post.choices]
 
-    def chunks(self, events: Iterable[bytes]) -> Iterator[Chunk]:
-        """The chunks that the data of some events make: at most one a choice.
+    def add(self, data: bytes) -> None:
+        """Take in the data of an event.
 
         Raises:
-            GenerationError: an event is an error, malformed, or about a choice that was not asked for.
+            GenerationError: the event is an error, malformed, or about a choice that was not asked for.
         """
-        for data in events:
-            event = _parsed(data)
-            usage = event.get("usage")
-            if usage is not None:
-                self.usage = Usage(usage.prompt_tokens, usage.completion_tokens)
-            for choice in event.get("choices") or ():
-                index = choice.get("index", 0)
-                if not 0 <= index < len(self._choices):
-                    raise GenerationError(f"the server sent choice {index}, asked for {len(self._choices)}")
-                self._choices[index].add(choice)
+        event = _parsed(data)
+        usage = event.get("usage")
+        if usage is not None:
+            self.usage = Usage(usage.prompt_tokens, usage.completion_tokens)
+        for choice in event.get("choices") or ():
+            index = choice.get("index", 0)
+            if not 0 <= index < len(self._choices):
+                raise GenerationError(f"the server sent choice {index}, asked for {len(self._choices)}")
+            self._choices[index].add(choice)
+
+    def take(self) -> Iterator[Chunk]:
+        """What was added since the last time: at most one chunk a choice.
+
+        Raises:
+            GenerationError: a text has ended without the log-probabilities that were asked for.
+        """
         for reader in self._choices:
             chunk = reader.take()
             if chunk is not None:

@@ -121,17 +121,16 @@ class OpenAILLM(BackendLLM):
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
 
     async def _fetch(self, post: Post, request: Request, tally: UsageTally, put: Put[Chunk]) -> None:
-        reader, held, due_s = AnswerReader(post, request), list[bytes](), 0.0
+        reader, due_s = AnswerReader(post, request), 0.0
         async with aclosing(self._connection.events(post.path, post.body)) as events:
             async for data in events:
-                held.append(data)
+                reader.add(data)
                 # Where nobody reads along, the first goes at once, for it is timed, and others wait for one another.
                 if request.streamed or time.monotonic() >= due_s:
-                    for chunk in reader.chunks(held):
+                    for chunk in reader.take():
                         put(chunk)
                         due_s = time.monotonic() + _PATIENCE_S
-                    held.clear()
-        for chunk in reader.chunks(held):
+        for chunk in reader.take():
             put(chunk)
         if not reader.is_whole:
             raise GenerationError(

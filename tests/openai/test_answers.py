@@ -22,7 +22,19 @@ def data(event: bytes) -> bytes:
 
 
 def read(answer: AnswerReader, *events: bytes) -> list[Chunk]:
-    return [chunk for event in events for chunk in answer.chunks([data(event)])]
+    chunks: list[Chunk] = []
+    for event in events:
+        answer.add(data(event))
+        chunks += answer.take()
+    return chunks
+
+
+def test_what_several_events_add_can_be_taken_at_once() -> None:
+    answer = reader(2, stop_token="stop")
+    for event in (delta("a"), delta("x", index=1), delta("b st"), delta("op c"), delta("y", index=1, finish="length")):
+        answer.add(data(event))
+    assert [(c.choice, c.text, c.finish_reason) for c in answer.take()] == [(0, "ab ", "stop"), (1, "xy", "length")]
+    assert list(answer.take()) == []
 
 
 def text_of(chunks: list[Chunk], choice: int = 0) -> str:

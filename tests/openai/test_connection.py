@@ -225,6 +225,14 @@ def test_a_stream_that_has_begun_is_never_started_again(
     assert len(server.requests) == 1
 
 
+def test_an_error_between_events_is_told_at_once_though_the_server_stays(server: ScriptedServer, load: Load) -> None:
+    server.answers = [Answer([delta("a"), delta("b"), event({"error": {"message": "out of memory"}}), HANG])]
+    started = time.monotonic()
+    with pytest.raises(GenerationError, match="out of memory"):
+        load(timeout_s=20).run("Hi")
+    assert time.monotonic() - started < 10
+
+
 def test_what_came_before_the_failure_was_streamed(server: ScriptedServer, load: Load) -> None:
     server.answers = [Answer([delta("one"), delta(" two")], cut=True)]
     pieces: list[str] = []
