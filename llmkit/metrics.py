@@ -38,9 +38,10 @@ class GenerationTiming:
         _check_seconds("elapsed_s", self.elapsed_s)
         if self.time_to_first_token_s is not None:
             _check_seconds("time_to_first_token_s", self.time_to_first_token_s)
-        for name, count in (("prompt_tokens", self.prompt_tokens), ("completion_tokens", self.completion_tokens)):
-            if count is not None:
-                _check_count(name, count)
+        if self.prompt_tokens is not None:
+            _check_count("prompt_tokens", self.prompt_tokens)
+        if self.completion_tokens is not None:
+            _check_count("completion_tokens", self.completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,13 @@ class _Totals:
     last: GenerationTiming | None = None
 
     def plus(self, timing: GenerationTiming) -> _Totals:
-        counted = timing.completion_tokens is not None
+        counted_s = 0.0 if timing.completion_tokens is None else timing.elapsed_s
         return _Totals(
-            n_generations=self.n_generations + 1,
-            total_elapsed_s=self.total_elapsed_s + timing.elapsed_s,
-            counted_elapsed_s=self.counted_elapsed_s + (timing.elapsed_s if counted else 0.0),
-            total_completion_tokens=self.total_completion_tokens + (timing.completion_tokens or 0),
-            last=timing,
+            self.n_generations + 1,
+            self.total_elapsed_s + timing.elapsed_s,
+            self.counted_elapsed_s + counted_s,
+            self.total_completion_tokens + (timing.completion_tokens or 0),
+            timing,
         )
 
 

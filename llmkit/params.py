@@ -54,17 +54,16 @@ class ParamValues(TypedDict, total=False):
 
 def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by canonical name, checked; two different values for one parameter are an error."""
-    found: dict[str, tuple[str, Any]] = {}
-    for key, value in values.items():
+    checked: dict[str, Any] = {}
+    for key, given in values.items():
         name = canonical_name(key)
-        if value is None:
+        if given is None:
             continue
-        value = SPECS[name].validated(key, value)
-        if name in found and found[name][1] != value:
-            other, first = found[name]
-            raise ParameterError(f"{other} and {key} are one parameter, got {first!r} and {value!r}")
-        found[name] = (key, value)
-    return {name: value for name, (_, value) in found.items()}
+        value = SPECS[name].validated(key, given)
+        if checked.setdefault(name, value) != value:
+            other = next(k for k, v in values.items() if v is not None and canonical_name(k) == name)
+            raise ParameterError(f"{other} and {key} are one parameter, got {checked[name]!r} and {value!r}")
+    return checked
 
 
 @dataclass(frozen=True, init=False)
@@ -104,31 +103,30 @@ class GenerationParams:
     role: str | None = None
 
     def __init__(self, **values: Unpack[ParamValues]) -> None:
-        self._fill(_canonical(values))
+        # The class has None for all; only what is set lies in the object, so that layers merge as dictionaries do.
+        self.__dict__.update(_canonical(values))
 
     @classmethod
     def _of(cls, checked: Mapping[str, Any]) -> Self:
-        """From values that were checked before, by canonical name."""
+        """From values that were checked before, by canonical name, and are not None."""
         made = object.__new__(cls)
-        made._fill(checked)
+        made.__dict__.update(checked)
         return made
-
-    def _fill(self, checked: Mapping[str, Any]) -> None:
-        # The class has None for all; only what is set lies in the object, so that layers merge as dictionaries do.
-        self.__dict__.update((name, value) for name, value in checked.items() if value is not None)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """The parameters that are set, as (name, value)."""
-        return ((name, self.__dict__[name]) for name in _NAMES if name in self.__dict__)
+        return iter(sorted(self.__dict__.items(), key=_place))
 
     def __repr__(self) -> str:
         return f"GenerationParams({', '.join(f'{name}={value!r}' for name, value in self)})"
 
     def replace(self, **values: Unpack[ParamValues]) -> GenerationParams:
         """A copy with these values changed; `None` unsets one."""
-        changed = _canonical(values)
-        cleared = {canonical_name(key): None for key, value in values.items() if value is None}
-        return GenerationParams._of({**self.__dict__, **cleared, **changed})
+        merged = dict(self.__dict__)
+        for key, value in values.items():
+            if value is None:
+                merged.pop(canonical_name(key), None)
+        return GenerationParams._of(merged | _canonical(values))
 
     def over(self, base: GenerationParams) -> GenerationParams:
         """This layer's values where they are set, the base's elsewhere."""
@@ -167,7 +165,11 @@ class GenerationParams:
                 yield name
 
 
-_NAMES = tuple(field.name for field in fields(GenerationParams))
+_PLACES = {field.name: at for at, field in enumerate(fields(GenerationParams))}
+
+
+def _place(item: tuple[str, Any]) -> int:
+    return _PLACES[item[0]]
 
 
 def resolve(user: GenerationParams, model: GenerationParams) -> GenerationParams:

@@ -17,13 +17,15 @@ from llmkit.errors import ParameterError, UnknownParameter
 
 
 def _integer(value: object) -> int:
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError
     return operator.index(value)
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError
     number = float(value)
     if not math.isfinite(number):

@@ -22,6 +22,7 @@ from llmkit.structured import Constraint, Guide
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 ROLES: tuple[str, ...] = get_args(Role)
+_MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,9 @@ class Message:
             InvalidRequest: a key is missing or unknown.
             UnsupportedFeature: a block is not text.
         """
-        unknown = sorted(set(data) - {"role", "content", "tool_calls", "tool_call_id"})
-        if unknown or "role" not in data:
-            problem = f"has an unknown key {unknown[0]!r}" if unknown else "has no role"
+        if not data.keys() <= _MESSAGE_KEYS or "role" not in data:
+            unknown = data.keys() - _MESSAGE_KEYS
+            problem = f"has an unknown key {min(unknown, key=str)!r}" if unknown else "has no role"
             raise InvalidRequest(f"a message {problem}: {dict(data)!r}")
         tool_calls = tuple(data.get("tool_calls") or ())
         content = _joined(data.get("content") or ("" if tool_calls else data.get("content")))
@@ -133,15 +134,17 @@ def as_messages(conversation: Conversation) -> tuple[Message, ...]:
         return (Message("user", conversation),)
     if isinstance(conversation, Message):
         return (conversation,)
-    if isinstance(conversation, Mapping) or not isinstance(conversation, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+    # Built-in types come first here and below: whether something is of an abstract class takes much longer to find out.
+    is_list = isinstance(conversation, (list, tuple))
+    if not is_list and (isinstance(conversation, Mapping) or not isinstance(conversation, Sequence)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest(f"messages must be a string or a list of messages, got {type(conversation).__name__}")
-    return tuple(_as_message(item) for item in conversation)
+    return tuple([_as_message(item) for item in conversation])
 
 
 def _as_message(item: object) -> Message:
     if isinstance(item, Message):
         return item
-    if isinstance(item, Mapping):
+    if isinstance(item, (dict, Mapping)):
         return Message.from_dict(cast("Mapping[str, Any]", item))
     raise InvalidRequest(f"a message must be a Message or a dictionary with role and content, got {item!r}")
 
@@ -187,19 +190,25 @@ class Request:
     streamed: bool = True
 
     def __post_init__(self) -> None:
-        if not self.prompt:
-            what = (
-                "the task must be a non-empty string" if isinstance(self.prompt, str) else "messages must not be empty"
-            )
-            raise InvalidRequest(f"{what}, got {self.prompt!r}")
-        if not isinstance(self.prompt, (str, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"the task must be a string or messages, got {type(self.prompt).__name__}")
+        _check_prompt(self.prompt)
         if self.when_full not in ("wait", "raise"):
             raise InvalidRequest(f'when_full must be "wait" or "raise", got {self.when_full!r}')
-        if isinstance(self.prompt, tuple) and not any(m.content or m.tool_calls for m in self.prompt):
-            raise InvalidRequest("at least one message must have content")
         if self.tools and self.constraint is not None:
             raise InvalidRequest(f"tools and a {self.constraint.kind} exclude each other: a call would not fit it")
+
+
+def _check_prompt(prompt: str | tuple[Message, ...]) -> None:
+    if not prompt:
+        what = "the task must be a non-empty string" if isinstance(prompt, str) else "messages must not be empty"
+        raise InvalidRequest(f"{what}, got {prompt!r}")
+    if not isinstance(prompt, (str, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"the task must be a string or messages, got {type(prompt).__name__}")
+    if isinstance(prompt, str):
+        return
+    for message in prompt:
+        if message.content or message.tool_calls:
+            return
+    raise InvalidRequest("at least one message must have content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,9 +404,11 @@ def checked_prompt(task: Any) -> Any:
     Raises:
         InvalidRequest: it is empty, or neither of the two.
     """
-    return Request(task if isinstance(task, str) else as_messages(task)).prompt
+    prompt = task if isinstance(task, str) else as_messages(task)
+    _check_prompt(prompt)
+    return prompt
 
 
 def joined(prompt: str | tuple[Message, ...]) -> str:
     """A prompt as one string: the contents of its messages, a line each."""
-    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join([message.content for message in prompt])

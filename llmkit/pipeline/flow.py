@@ -51,8 +51,8 @@ class Flow:
     def enter(self, rows: Sequence[Row], keys: Sequence[bytes]) -> Batch:
         """A batch with new rows, moved on to the first steps."""
         batch = Batch()
-        for at, (row, key) in enumerate(zip(rows, keys, strict=True)):
-            self._move(batch, SOURCE, Item(key, b"", row, (at,)))
+        pairs = enumerate(zip(rows, keys, strict=True))
+        self._move(batch, SOURCE, [Item(key, b"", row, (at,)) for at, (row, key) in pairs])
         return batch
 
     def give(
@@ -60,19 +60,23 @@ class Flow:
     ) -> None:
         """Move on what a step made: for each item a JSON list of rows, and what stands for the steps behind them."""
         groups = cast("list[list[Row]]", json.loads(f"[{','.join(made)}]"))
-        for item, origin, rows in zip(items, origins, groups, strict=True):
-            for n, row in enumerate(rows):
-                self._move(batch, name, Item(child_key(item.key, name, n), origin, row, (*item.path, n)))
+        new = [
+            Item(child_key(item.key, name, n), origin, row, (*item.path, n))
+            for item, origin, rows in zip(items, origins, groups, strict=True)
+            for n, row in enumerate(rows)
+        ]
+        self._move(batch, name, new)
 
-    def _move(self, batch: Batch, name: str, item: Item) -> None:
+    def _move(self, batch: Batch, name: str, items: Sequence[Item]) -> None:
         after = self._after[name]
         if not after:
-            batch.done.append(item)
+            batch.done += items
         elif len(after) == 1 and after[0] not in self._routes:
-            batch.waiting.setdefault(after[0], []).append(item)
+            batch.waiting.setdefault(after[0], []).extend(items)
         else:
-            for n, target in enumerate(after):
-                self._arrive(batch, target, Item(item.key, item.origin, item.row, (*item.path, n)))
+            for item in items:
+                for n, target in enumerate(after):
+                    self._arrive(batch, target, Item(item.key, item.origin, item.row, (*item.path, n)))
 
     def _arrive(self, batch: Batch, name: str, item: Item) -> None:
         if name not in self._routes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit.errors import PipelineError
@@ -72,7 +72,7 @@ class Journal:
             raise PipelineError(f"cannot read the journal {self.path}: {error}") from error
         return found
 
-    def record(self, results: Iterable[tuple[bytes, str]]) -> None:
+    def record(self, results: Sequence[tuple[bytes, str]]) -> None:
         """Write results down, all or none of them; what was there before stays.
 
         Raises:
@@ -80,7 +80,10 @@ class Journal:
         """
         try:
             self._database.execute("BEGIN")
-            self._database.executemany("INSERT INTO results VALUES (?, ?)", results)
+            for at in range(0, len(results), _MAX_IDS):
+                some = results[at : at + _MAX_IDS]
+                query = f"INSERT INTO results VALUES {','.join(['(?, ?)'] * len(some))}"
+                self._database.execute(query, [value for result in some for value in result])
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise PipelineError(f"cannot write the journal {self.path}: {error}") from error

@@ -6,31 +6,35 @@ rows that steps make follow from the row that they were made of. It knows neithe
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from llmkit.errors import PipelineError
+from llmkit.pipeline.json_rows import RowEncoder
 
 Row: TypeAlias = dict[str, Any]
 
 KEY_BYTES = 16
-# One encoder for all rows: `json.dumps` would make one for each.
-_encoded = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+_ENCODER = RowEncoder(sort_keys=True, separators=(",", ":"))
 _MOST_IN_MEMORY = 50_000  # contents, some 7 MB
 _SEED_BYTES = 6  # 48 bits: exact in every JSON reader, and enough that rows hardly ever share one
 
 
-def content_key(row: Row) -> bytes:
-    """The hash of a row's content; the order of its columns does not matter.
+def content_keys(rows: Sequence[Row]) -> list[bytes]:
+    """The hash of each row's content; the order of its columns does not matter.
 
     Raises:
         PipelineError: a value is not of those that JSON holds.
     """
-    return digest(_canonical(row).encode())
+    try:
+        texts = _ENCODER.each(rows)
+    except (TypeError, ValueError):
+        texts = [_canonical(row) for row in rows]
+    return [digest(text.encode()) for text in texts]
 
 
 def occurrence_key(content: bytes, occurrence: int) -> bytes:
@@ -40,12 +44,17 @@ def occurrence_key(content: bytes, occurrence: int) -> bytes:
 
 def child_key(key: bytes, step: str, index: int) -> bytes:
     """The key of the index-th row that a step makes of the row with this key."""
-    return digest(key + index.to_bytes(8) + step.encode())
+    return digest(key + _suffix(index.to_bytes(8), step))
 
 
 def row_seed(key: bytes, step: str, seed: int) -> int:
     """The seed of a row in a step: an integer in [0, 2**48) that follows from its key, and from the run's seed."""
-    return int.from_bytes(digest(key + seed.to_bytes(16, signed=True) + step.encode())[:_SEED_BYTES])
+    return int.from_bytes(digest(key + _suffix(seed.to_bytes(16, signed=True), step))[:_SEED_BYTES])
+
+
+@functools.lru_cache
+def _suffix(number: bytes, step: str) -> bytes:
+    return number + step.encode()
 
 
 def digest(data: bytes) -> bytes:
@@ -55,7 +64,7 @@ def digest(data: bytes) -> bytes:
 
 def _canonical(row: Row) -> str:
     try:
-        return _encoded(row)
+        return _ENCODER.one(row)
     except (TypeError, ValueError) as error:
         what = "a row must hold what JSON holds (text, numbers, lists, mappings)"
         raise PipelineError(f"{what}, got {row!r}: {error}") from error
@@ -73,7 +82,7 @@ class Occurrences:
 
     def keys(self, rows: Sequence[Row]) -> list[bytes]:
         """The keys of the next rows, in their order."""
-        contents = [content_key(row) for row in rows]
+        contents = content_keys(rows)
         before = self._in_memory if self._database is None else _seen(self._database, contents)
         keys: list[bytes] = []
         for content in contents:

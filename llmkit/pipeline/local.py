@@ -50,7 +50,8 @@ def _advance(flow: Flow, batch: Batch, stage: Stage, journal: Journal | None, pr
     items = batch.take(stage.name)
     if not items:
         return
-    ids, origins = stage.ids(items), stage.origins(items)
+    origins = stage.origins(items)
+    ids = stage.ids(items, origins)
     results = journal.find(ids) if journal is not None and not journal.was_empty else {}
     progress.reused += len(results)
     missing = [(item, id) for item, id in zip(items, ids, strict=True) if id not in results]
@@ -70,7 +71,7 @@ def _made(
     progress.failed += sum(result.failed for result in made)
     if journal is not None:
         # Before they move on: what a later step makes of them is worth nothing without them.
-        journal.record((result.id, result.rows) for result in made if not result.failed)
+        journal.record([(result.id, result.rows) for result in made if not result.failed])
     return {result.id: result.rows for result in made}
 
 

@@ -166,7 +166,8 @@ class _Drive:
         items = batch.take(stage.name)
         if not items or self._journal is None:
             return
-        ids, origins = stage.ids(items), stage.origins(items)
+        origins = stage.origins(items)
+        ids = stage.ids(items, origins)
         found = self._journal.find(ids)
         self._progress.reused += len(found)
         known = [(item, origin, found[id]) for item, origin, id in zip(items, origins, ids, strict=True) if id in found]
@@ -184,7 +185,7 @@ class _Drive:
         self._progress.computed += len(envelope.made)
         self._progress.failed += sum(made.failed for made in envelope.made)
         if self._journal is not None:
-            self._journal.record((made.id, made.rows) for made in envelope.made if not made.failed)
+            self._journal.record([(made.id, made.rows) for made in envelope.made if not made.failed])
 
     def _rows(self, n_rows: int, batch: Batch) -> list[Row]:
         rows = batch.rows()

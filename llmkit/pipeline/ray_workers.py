@@ -154,8 +154,9 @@ class Worker:
         stage, batch = self._stage, envelope.batch
         items = batch.take(stage.name)
         before = stage.tokens
-        made = stage.make(items, stage.ids(items))
-        self._flow.give(batch, stage.name, items, stage.origins(items), [one.rows for one in made])
+        origins = stage.origins(items)
+        made = stage.make(items, stage.ids(items, origins))
+        self._flow.give(batch, stage.name, items, origins, [one.rows for one in made])
         envelope.made += made
         envelope.tokens += stage.tokens - before
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmkit.errors import PipelineError
+from llmkit.pipeline.json_rows import RowEncoder
 from llmkit.pipeline.keys import Row
 from llmkit.pipeline.sources import batches, optional
 
@@ -22,8 +23,7 @@ RowSink: TypeAlias = "str | os.PathLike[str]"
 """A file by its suffix (.jsonl, .ndjson, .csv, .parquet), or a folder (no suffix) for a `datasets` dataset."""
 
 _BATCH_ROWS = 1000
-# One encoder for all rows: `json.dumps` would make one for each.
-_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_ENCODER = RowEncoder(ensure_ascii=False)
 
 
 class Sink:
@@ -45,7 +45,12 @@ class Sink:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows."""
-        self._file.write(b"".join(map(_line, rows)))
+        lines = _ENCODER.each(rows)
+        try:
+            data = "\n".join([*lines, ""]).encode()
+        except UnicodeEncodeError:
+            data = b"".join(map(_line, rows))
+        self._file.write(data)
         self._file.flush()
 
     def finish(self) -> None:
@@ -95,7 +100,7 @@ def _converter(path: Path) -> Callable[[Path, Path], None] | None:
 
 def _line(row: Row) -> bytes:
     try:
-        return (_encoded(row) + "\n").encode()
+        return (_ENCODER.one(row) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
         return (json.dumps(row, allow_nan=False) + "\n").encode()
 

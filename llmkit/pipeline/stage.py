@@ -14,6 +14,7 @@ from typing import Any
 from llmkit.errors import PipelineError, UnsupportedParameter
 from llmkit.params import GenerationParams
 from llmkit.pipeline.functions import FunctionStep
+from llmkit.pipeline.json_rows import RowEncoder
 from llmkit.pipeline.keys import Row, digest, row_seed
 from llmkit.pipeline.signature import code_signature, model_signature
 from llmkit.tasks.generating import FAULTS_OF_ALL, check_params
@@ -23,8 +24,7 @@ from llmkit.tasks.task import Task
 
 # Travels in the rows of steps that may add, drop and reorder them.
 _MARK = "__llmkit_row__"
-# One encoder for all rows: `json.dumps` would make one for each.
-_encoded = json.JSONEncoder(allow_nan=False).encode
+_ENCODER = RowEncoder()
 
 
 @dataclass(slots=True)
@@ -96,9 +96,9 @@ class Stage:
         known = {origin: digest(origin + self.signature) for origin in {item.origin for item in items}}
         return [known[item.origin] for item in items]
 
-    def ids(self, items: Sequence[Item]) -> list[bytes]:
+    def ids(self, items: Sequence[Item], origins: Sequence[bytes]) -> list[bytes]:
         """The names of the items' results: two are equal only where row, steps, code, parameters and models are."""
-        return [digest(origin + item.key) for origin, item in zip(self.origins(items), items, strict=True)]
+        return [digest(origin + item.key) for origin, item in zip(origins, items, strict=True)]
 
     def make(self, items: Sequence[Item], ids: Sequence[bytes]) -> list[Made]:
         """The results of these items, in their order; at most `input_batch_size` of them go to the step at once.
@@ -133,7 +133,11 @@ class Stage:
                 return [self._failed(items[0].row, error)]
             # Which row it was is found by giving each alone.
             return [text for item in items for text in self._texts([item])]
-        return [self._text(item, rows) for item, rows in zip(items, groups, strict=True)]
+        try:
+            texts = _ENCODER.each(groups)
+        except (TypeError, ValueError):
+            return [self._text(item, rows) for item, rows in zip(items, groups, strict=True)]
+        return [(text, self._has_failed(text, rows)) for text, rows in zip(texts, groups, strict=True)]
 
     def _groups(self, items: Sequence[Item]) -> list[list[Row]]:
         """The new rows of each item."""
@@ -170,14 +174,17 @@ class Stage:
 
     def _text(self, item: Item, rows: list[Row]) -> tuple[str, bool]:
         try:
-            text = _encoded(rows)
+            text = _ENCODER.one(rows)
         except (TypeError, ValueError) as error:
             problem = PipelineError(f"{self.name} must give what JSON holds (text, numbers, lists, mappings): {error}")
             return self._failed(item.row, problem)
-        if not isinstance(self.step, Task):
-            return text, False
-        column = self.step.metadata_column
-        return text, any(failure(row, self.step.name, column) is not None for row in rows)
+        return text, self._has_failed(text, rows)
+
+    def _has_failed(self, text: str, rows: list[Row]) -> bool:
+        # Most rows are done with once the key was not found in the text.
+        if not isinstance(self.step, Task) or error_key(self.step.name) not in text:
+            return False
+        return any(failure(row, self.step.name, self.step.metadata_column) is not None for row in rows)
 
     def _failed(self, row: Row, error: Exception) -> tuple[str, bool]:
         nothing = {column: None for column in self.step.output_columns if column not in row}

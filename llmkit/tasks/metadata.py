@@ -24,8 +24,10 @@ def error_key(task: str) -> str:
 
 def failure(row: Mapping[str, Any], task: str, column: str = METADATA) -> str | None:
     """Why the task of this name failed on a row: the first reason noted, or None where all went well."""
-    key, notes = error_key(task), _entries(row.get(column))
-    return next((entry[key] for entry in notes if key in entry), None)
+    key, metadata = error_key(task), row.get(column)
+    if isinstance(metadata, dict):
+        return cast("Notes", metadata).get(key)
+    return next((entry[key] for entry in _entries(metadata) if key in entry), None)
 
 
 def merged(earlier: object, own: Sequence[Notes], *, grouped: bool) -> Notes | list[Notes]:
@@ -65,7 +67,8 @@ def _keys(own: Sequence[Notes]) -> list[str]:
 
 
 def _union(earlier: Notes, own: Notes) -> Notes:
-    common = sorted(set(earlier) & set(own))
-    if common:
-        raise InvalidRequest(f"the metadata has {common[0]!r} already; give each task a name of its own")
+    if not earlier.keys().isdisjoint(own):
+        raise InvalidRequest(
+            f"the metadata has {min(earlier.keys() & own)!r} already; give each task a name of its own"
+        )
     return {**earlier, **own}

@@ -12,19 +12,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NoReturn, Self, TypeAlias, cast, dataclass_transform
+from typing import Any, ClassVar, NoReturn, Self, TypeAlias, dataclass_transform
 
 from llmkit.errors import InvalidRequest, ParameterError, UnknownParameter, did_you_mean
 from llmkit.tasks.identity import code_digest, described
+from llmkit.tasks.mapping import ColumnNames, Row
 
-Row: TypeAlias = dict[str, Any]
 Columns: TypeAlias = "Sequence[str] | Mapping[str, bool]"
 """Names of columns; a mapping says of each whether a row must have it."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-# Columns that a step's own names hide travel in their row, since a step may drop, add and reorder rows.
-_HIDDEN = "__llmkit_hidden__"
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -130,8 +128,9 @@ class Step(ABC):
         """
         if seeds is not None and len(seeds) != len(rows):
             raise ParameterError(f"seeds must be one a row, got {len(seeds)} seeds for {len(rows)} rows")
-        for batch in self._transformed([self._as_seen(row) for row in rows], seeds):
-            yield [self._as_shown(row) for row in batch]
+        names = self._column_names()
+        for batch in self._transformed([names.seen(row) for row in rows], seeds):
+            yield [names.shown(row) for row in batch]
 
     def apply(self, rows: Sequence[Row]) -> list[Row]:
         """All new rows for all of these, `input_batch_size` at a time; loads what is needed and leaves it loaded."""
@@ -169,27 +168,8 @@ class Step(ABC):
         if len(set(mapping.values())) < len(mapping):
             raise ParameterError(f"{parameter} must map to different columns, got {dict(mapping)!r}")
 
-    def _as_seen(self, row: Row) -> Row:
-        """A row under the step's own names; what it hides by that travels along and is restored by `_as_shown`."""
-        if not self.input_mappings and not self.output_mappings:
-            return dict(row)
-        read = {column: name for name, column in self.input_mappings.items()}
-        for column in self.output_mappings.values():
-            if column in row and column not in read:
-                raise InvalidRequest(f"output_mappings must name a new column, got {column!r}, which the row has")
-        own = {*self.input_mappings, *self.output_mappings}
-        written = _names(self.outputs)
-        hidden = {c: v for c, v in row.items() if read.get(c) in written or (c in own and c not in read)}
-        seen = {read.get(c, c): v for c, v in row.items() if c in read or c not in own}
-        return {**seen, _HIDDEN: hidden} if hidden else seen
-
-    def _as_shown(self, row: Row) -> Row:
-        """A new row under the data's names."""
-        if not self.input_mappings and not self.output_mappings:
-            return row
-        names = {**self.input_mappings, **{name: self.output_mappings.get(name, name) for name in self.outputs}}
-        hidden = cast("Row", row.get(_HIDDEN, {}))
-        return {**hidden, **{names.get(name, name): value for name, value in row.items() if name != _HIDDEN}}
+    def _column_names(self) -> ColumnNames:
+        return ColumnNames(self.input_mappings, self.output_mappings, _names(self.outputs))
 
     # --- parameters -------------------------------------------------------------------------------------------------
 

@@ -16,14 +16,15 @@ from loguru import logger
 
 from llmkit.backend import BackendLLM
 from llmkit.base import BaseLLM
-from llmkit.errors import InvalidRequest, LLMKitError, ParameterError
+from llmkit.errors import LLMKitError, ParameterError
 from llmkit.params import GenerationParams
 from llmkit.prompts import AUTO, PromptStyle, as_style
 from llmkit.registry import load
 from llmkit.structured import Constraint, Kind
 from llmkit.tasks.generating import FAULTS_OF_ALL, Outcome, check_params, completed, outcomes
 from llmkit.tasks.identity import described
-from llmkit.tasks.metadata import METADATA, Notes, error_key, failure, merged
+from llmkit.tasks.metadata import METADATA, Notes, error_key, failure
+from llmkit.tasks.row_form import RowForm
 from llmkit.tasks.statistics import Statistics, token_counts
 from llmkit.tasks.step import Row, Step
 from llmkit.types import Completion, Request, as_messages
@@ -155,8 +156,9 @@ class Task(Step):
         return self._statistics
 
     def _transformed(self, rows: list[Row], seeds: Sequence[int] | None) -> Iterator[list[Row]]:
-        self._check_new_columns(rows)
-        talks = [self._talk(row, None if seeds is None else seeds[at]) for at, row in enumerate(rows)]
+        form = self._form()
+        form.check_new(rows)
+        talks = [self._talk(form, row, None if seeds is None else seeds[at]) for at, row in enumerate(rows)]
         new_rows: list[list[Row]] = [[] for _ in rows]
         asking: dict[int, list[Request]] = {}
 
@@ -180,11 +182,13 @@ class Task(Step):
         """The new rows for all of these, in one list; all rows go to the model together."""
         return self._transformed(rows, None)
 
-    def _talk(self, row: Row, seed: int | None) -> Generator[list[Request], list[Outcome] | None, list[Row]]:
+    def _talk(
+        self, form: RowForm, row: Row, seed: int | None
+    ) -> Generator[list[Request], list[Outcome] | None, list[Row]]:
         """The whole way of one row: yields what to ask, is sent the answers, and returns the new rows."""
         messages: ChatType | None = None
         try:
-            self._check_inputs(row)
+            form.check_inputs(row)
             asked = yield from self._rounds(row, seed)
             messages = self.format_input(asked)
             answers = yield [self._request(messages, asked, seed)]
@@ -192,11 +196,10 @@ class Task(Step):
         except FAULTS_OF_ALL:
             raise
         except Exception as error:  # noqa: BLE001 - a row whose way ends here gives None and the reason
-            nothing = (self._nothing(), self._notes(messages, None, error))
-            return self._new_rows(row, [nothing] * self.num_generations)
-        return self._new_rows(
-            row, [self._formatted(completion, n, asked, messages) for n in range(len(completion.choices))]
-        )
+            nothing = (form.nothing(), self._notes(messages, None, error))
+            return form.new_rows(row, [nothing] * self.num_generations)
+        texts = [self._formatted(form, completion, n, asked, messages) for n in range(len(completion.choices))]
+        return form.new_rows(row, texts)
 
     def _rounds(self, row: Row, seed: int | None) -> Generator[list[Request], list[Outcome] | None, Row]:
         rounds = self.rounds_before(row)
@@ -241,19 +244,32 @@ class Task(Step):
         with self._lock:
             self._statistics += more
 
-    # --- new rows ---------------------------------------------------------------------------------------------------
+    # --- what came of it --------------------------------------------------------------------------------------------
+
+    def _form(self) -> RowForm:
+        model = self.model
+        return RowForm(
+            self.name,
+            self._required_inputs,
+            tuple(name for name in self.outputs if name != "model_name"),
+            self._column_names(),
+            model.model_name or type(model).__name__,
+            self.metadata_column,
+            self.group_generations,
+        )
 
     def _formatted(
-        self, completion: Completion, choice: int, input: Row, messages: ChatType | None
+        self, form: RowForm, completion: Completion, choice: int, input: Row, messages: ChatType
     ) -> tuple[Row, Notes]:
         """Outputs and notes of one text."""
         text, error = completion.choices[choice].text, None
         try:
-            outputs = self._checked_outputs(self.format_output(text, input))
+            outputs = self.format_output(text, input)
+            form.check_outputs(outputs)
         except FAULTS_OF_ALL:
             raise
         except Exception as problem:  # noqa: BLE001 - the text is kept, and the reason noted beside it
-            outputs, error = self._nothing(), problem
+            outputs, error = form.nothing(), problem
         notes = self._notes(messages, text, error)
         if self.add_statistics:
             notes[f"statistics_{self.name}"] = token_counts(completion, choice)
@@ -270,55 +286,6 @@ class Task(Step):
             logger.warning("task {}: a row failed: {}", self.name, reason)
             notes[error_key(self.name)] = reason
         return notes
-
-    def _new_rows(self, row: Row, texts: Sequence[tuple[Row, Notes]]) -> list[Row]:
-        """The row with what came of its texts: a row each, or one row of lists."""
-        if not self.group_generations:
-            return [self._with_model({**row, **outputs}, row, [notes]) for outputs, notes in texts]
-        lists = {name: [outputs[name] for outputs, _ in texts] for name in self._own_outputs}
-        return [self._with_model({**row, **lists}, row, [notes for _, notes in texts])]
-
-    def _with_model(self, new_row: Row, row: Row, notes: list[Notes]) -> Row:
-        """A new row with metadata and the model's name; a name that an earlier task wrote stays, and ours is noted."""
-        name = self.model.model_name or type(self.model).__name__
-        if row.get("model_name", name) != name:
-            notes = [{**own, f"model_name_{self.name}": name} for own in notes]
-        metadata = merged(row.get(self.metadata_column), notes, grouped=self.group_generations)
-        noted = {self.metadata_column: metadata} if metadata not in ({}, [{}] * len(metadata)) else {}
-        return {**new_row, **noted, "model_name": row.get("model_name", name)}
-
-    @property
-    def _own_outputs(self) -> tuple[str, ...]:
-        return tuple(name for name in self.outputs if name != "model_name")
-
-    def _nothing(self) -> Row:
-        return dict.fromkeys(self._own_outputs)
-
-    def _checked_outputs(self, outputs: Row) -> Row:
-        if set(outputs) != set(self._own_outputs):
-            raise InvalidRequest(f"format_output must give {sorted(self._own_outputs)}, got {sorted(outputs)}")
-        return outputs
-
-    def _check_inputs(self, row: Row) -> None:
-        for name in self._required_inputs:
-            if row.get(name) is None:
-                column, found = self.input_mappings.get(name, name), self._as_shown(row)
-                raise InvalidRequest(
-                    f"a row must have {column!r}, got the columns {', '.join(map(repr, found)) or 'none'}"
-                )
-
-    def _check_new_columns(self, rows: Sequence[Row]) -> None:
-        """Refuse to write over a column: it would be lost.
-
-        Raises:
-            InvalidRequest: a row has a column of an output's name.
-        """
-        for name in self._own_outputs:
-            if name not in self.output_mappings and any(name in row for row in rows):
-                raise InvalidRequest(
-                    f"the rows have a column {name!r} already; give the task's another name, "
-                    f"output_mappings={{{name!r}: ...}}"
-                )
 
     def _has_failed(self, new_rows: Sequence[Row]) -> bool:
         return any(failure(row, self.name, self.metadata_column) is not None for row in new_rows)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmkit.errors import PipelineError
 from llmkit.pipeline import keys as keys_of_rows
 from llmkit.pipeline.journal import Journal
-from llmkit.pipeline.keys import Occurrences, child_key, content_key, occurrence_key, row_seed
+from llmkit.pipeline.keys import Occurrences, child_key, content_keys, occurrence_key, row_seed
 
 IDS = [bytes([n]) * 16 for n in range(200)]
 
@@ -21,7 +21,7 @@ IDS = [bytes([n]) * 16 for n in range(200)]
 def test_what_was_recorded_is_found_and_nothing_else(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "journal")
     assert journal.was_empty
-    journal.record((id, f"[{n}]") for n, id in enumerate(IDS[:150]))
+    journal.record([(id, f"[{n}]") for n, id in enumerate(IDS[:150])])
     assert journal.find(IDS) == {id: f"[{n}]" for n, id in enumerate(IDS[:150])}
     journal.close()
     journal = Journal(tmp_path / "deep" / "journal")
@@ -77,13 +77,14 @@ def test_keys_depend_on_content_and_occurrence_alone(texts: list[str], size: int
     with mock.patch.object(keys_of_rows, "_MOST_IN_MEMORY", most_in_memory):
         keys = [key for at in range(0, len(rows), size) for key in occurrences.keys(rows[at : at + size])]
     occurrences.close()
-    assert keys == [occurrence_key(content_key(row), rows[:at].count(row)) for at, row in enumerate(rows)]
+    assert keys == [occurrence_key(content_keys([row])[0], rows[:at].count(row)) for at, row in enumerate(rows)]
     assert len(set(keys)) == len(rows)
 
 
 def test_a_key_sees_every_value_and_no_order_of_columns() -> None:
-    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
-    assert len({content_key(row) for row in ({"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, {})}) == 6
+    first, second = content_keys([{"a": 1, "b": 2}, {"b": 2, "a": 1}])
+    assert first == second
+    assert len(set(content_keys([{"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, {}]))) == 6
 
 
 def test_keys_and_seeds_of_new_rows_differ_by_step_index_and_parent() -> None:
