@@ -23,6 +23,9 @@ from llmkit_transformers.stacks import Stack
 
 NAME = "llmkit_flat"
 _ROW_MULTIPLE = 4
+_MANY_FOLDED = range(64, 129)
+_MANY_KEYS = 256
+"""Where one fused attention call takes longer than its parts; measured in `docs/lab-log.md`."""
 _IGNORED = {
     "dropout",
     "position_ids",
@@ -169,6 +172,8 @@ def flat_attention(
     )
     if step is None or attention_mask is not None or unknown:
         raise NotUnderstood(f"attention arguments {unknown or 'mask'} are not honoured by the flat step")
+    if query.stride(-1) != 1:  # as products of few rows leave it, and as kernels do not take it
+        query = query.contiguous()
     how = _How(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
     out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
     if step.shared:
@@ -229,7 +234,8 @@ def _whole(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) 
     at = (piece.start, piece.n_rows, first, piece.end)
     mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], how.window)
     if piece.buffers.shared is None:
-        scored = _scored(folded[None], keys[None], values[None], mask, how)
+        attend = _scored_unfused if _is_unfused_faster(folded, keys, how) else _scored
+        scored = attend(folded[None], keys[None], values[None], mask, how)
     else:
         scored, log_sums = _scored_with_sums(folded[None], keys[None], values[None], mask, how)
         rows = slice(piece.first_row, piece.first_row + piece.n_rows)
@@ -335,6 +341,24 @@ def _scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, ho
     scores = how.softcap * torch.tanh(scores / how.softcap)
     scores = scores if mask is None else scores + mask
     return torch.matmul(torch.softmax(scores.float(), dim=-1).to(values.dtype), values)
+
+
+def _is_unfused_faster(query: Tensor, keys: Tensor, how: _How) -> bool:
+    """Whether `_scored_unfused` takes less time for `(H_kv, R, D)` queries and `(H_kv, L, D)` keys: by a fifth at best.
+
+    The fused kernel cuts queries into slices of 32 rows, which are few for so many keys.
+    """
+    is_plain = how.softcap is None and how.window is None and query.device.type == "cpu"
+    return is_plain and query.dtype == torch.float32 and query.shape[1] in _MANY_FOLDED and keys.shape[1] >= _MANY_KEYS
+
+
+def _scored_unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+    """`_scored` in single operations; the mask lets every row see all keys but those of the rows themselves."""
+    scores = torch.matmul(query * how.scaling, keys.transpose(2, 3))
+    if mask is not None:
+        n_new = query.shape[2]
+        scores[..., -n_new:] += mask[..., -n_new:]
+    return torch.matmul(torch.softmax(scores, dim=-1, out=scores), values)
 
 
 def _scored_with_sums(

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmkit_transformers import experts, quantized
-from llmkit_transformers.products import needs_own_product, packed, row_product
+from llmkit_transformers.products import few_rows, few_rows_product, needs_own_product, packed, row_product
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -51,29 +51,24 @@ differently, and where the remainder begins moves with the number of rows and th
 
 
 class _Mode(threading.local):
+    """How this thread computes: reproducibly, or fast; neither is as the model's own layers do."""
+
     reproducible = False
-    packed = False
+    fast = False
 
 
 _mode = _Mode()
 
 
 @contextmanager
-def reproducible_numerics(active: bool, *, packed: bool = False) -> Generator[None]:
-    """Compute in the forms that do not depend on neighbours, in this thread, or as fast as can be.
-
-    Args:
-        active: whether in those forms.
-        packed: where they are not asked for, compute products by oneDNN all the same: where other work shares the
-            cores, its kernels take down to half of MKL's time for many rows, at the price of a second copy of the
-            weights.
-    """
-    before = _mode.reproducible, _mode.packed
-    _mode.reproducible, _mode.packed = active, packed
+def reproducible_numerics(active: bool) -> Generator[None]:
+    """Compute in the forms that do not depend on neighbours, in this thread, or as fast as can be."""
+    before = _mode.reproducible, _mode.fast
+    _mode.reproducible, _mode.fast = active, not active
     try:
         yield
     finally:
-        _mode.reproducible, _mode.packed = before
+        _mode.reproducible, _mode.fast = before
 
 
 def make_switchable(model: PreTrainedModel) -> None:
@@ -90,7 +85,7 @@ def make_switchable(model: PreTrainedModel) -> None:
             del module.forward
         independent = independent_form(module)
         if independent is not None:
-            _switch(module, independent, is_product=type(module) in (nn.Linear, Conv1D))
+            _switch(module, independent)
 
 
 def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
@@ -130,13 +125,15 @@ class _Packed:
         return self
 
 
-def _switch(module: nn.Module, independent: Callable[..., Any], *, is_product: bool) -> None:
-    fast = module.forward
+def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
+    plain, is_linear = module.forward, type(module) is nn.Linear
 
     def forward(*tensors: Tensor) -> Any:
-        if _mode.reproducible or (is_product and _mode.packed):
+        if _mode.reproducible:
             return independent(*tensors)
-        return fast(*tensors)
+        if _mode.fast and is_linear and few_rows(tensors[0]):
+            return few_rows_product(tensors[0], cast("Tensor", module.weight), cast("Tensor | None", module.bias))
+        return plain(*tensors)
 
     cast("Any", forward).switched = module
     module.forward = forward

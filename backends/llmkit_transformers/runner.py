@@ -9,11 +9,9 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from threading import Lock
 from typing import Any, cast
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,12 +29,6 @@ from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
 """Matrix kernels treat the rows beyond a multiple of four differently, so reproducible steps have none."""
-
-_PACKED_SHARE = 0.2
-"""The part of the free memory that this copy may take."""
-
-_MANY = 16
-"""Sequences in a step from which a second copy of the weights, in another layout, pays."""
 
 
 @dataclass(slots=True)
@@ -130,7 +122,7 @@ class FlatRunner:
             self._lock,
             torch.inference_mode(),
             attending_flat(self._model),
-            reproducible_numerics(reproducible, packed=len(slices) >= _MANY and self._may_pack),
+            reproducible_numerics(reproducible),
         ):
             alone = {_buffers(piece.keys_values) for piece in slices if piece.reproducible}
             forks = self._forks.settle(alone, may_share=self._may_share)
@@ -151,17 +143,12 @@ class FlatRunner:
             logits_to_keep=torch.tensor(whole(rows.last), device=device),
             use_cache=False,
         )
-        return output.logits[0]
+        return output.logits[0].contiguous()
 
     @property
     def _may_share(self) -> bool:
         """Whether this model's attention can take a shared beginning apart from the rest."""
         return self.last_step is not None and self.last_step.is_plain and self._model.device.type == "cpu"
-
-    @cached_property
-    def _may_pack(self) -> bool:
-        """Whether a second copy of the weights leaves most of the memory free; asked when it would first be of use."""
-        return self._model.get_memory_footprint() <= psutil.virtual_memory().available * _PACKED_SHARE
 
     def close(self) -> None:
         """Nothing is held here; buffers are freed one by one."""

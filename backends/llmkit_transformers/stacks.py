@@ -33,6 +33,7 @@ class Stack:
         self.capacity, self.is_shared = capacity, is_shared
         self.members: list[SequenceBuffers] = []
         self.tensors: list[Tensor] = []
+        self._are_seated = True
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """The members' keys and values in a layer, `(N, H_kv, C, D)`."""
@@ -84,12 +85,16 @@ class Stack:
             n_slots = self.tensors[at].shape[0] if at < len(self.tensors) else 0
             if not n_members <= n_slots <= n_members + n_members // 2 + 1:
                 self._replace(at, own.new_empty(n_members + n_members // 4, own.shape[0], self.capacity, own.shape[2]))
+        if self._are_seated:
+            return
         for slot, buffers in enumerate(self.members):
             if buffers.stack is self:
                 self._seat(buffers, slot)
+        self._are_seated = True
 
     def _replace(self, at: int, made: Tensor) -> None:
         """Put a tensor in the place of one with another number of slots, with its contents."""
+        self._are_seated = False
         if at == len(self.tensors):
             self.tensors.append(made)
             return

@@ -1,0 +1,155 @@
+"""Fast steps multiply and attend in other forms where these take less time; what they find is the same."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from llmkit.engine.runner import Slice
+from llmkit_transformers import flat_attention, numerics
+from llmkit_transformers.numerics import make_switchable, packed_bytes, reproducible_numerics
+from llmkit_transformers.products import few_rows, few_rows_product
+from llmkit_transformers.runner import FlatRunner
+from tests.transformers.flat_models import FLAT, V, built
+
+N_NEW = 12
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    made = built(FLAT["llama"]())
+    make_switchable(made)
+    return made
+
+
+def greedy(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy tokens of all prompts side by side, in the fast mode."""
+    one, texts = FlatRunner(model), [list(prompt) for prompt in prompts]
+    kept, read = [one.new() for _ in prompts], 0
+    for _ in range(N_NEW):
+        slices = [
+            Slice(b, text[read and len(text) - 1 :], read and len(text) - 1, False)
+            for b, text in zip(kept, texts, strict=True)
+        ]
+        for text, token in zip(texts, one.logits(slices).argmax(-1).tolist(), strict=True):
+            text.append(token)
+        read = 1
+    return [text[-N_NEW:] for text in texts]
+
+
+def prompts(n: int) -> list[list[int]]:
+    draw = random.Random(1)
+    return [[draw.randrange(3, V) for _ in range(draw.randint(5, 70))] for _ in range(n)]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[int]:
+    """How often a function of a module is called from now on."""
+    n_calls, real = [0], getattr(module, name)
+
+    def function(*args: Any) -> Any:
+        n_calls[0] += 1
+        return real(*args)
+
+    monkeypatch.setattr(module, name, function)
+    return n_calls
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (1, 41, 40), (2, 3, 7, 40)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_product_of_few_rows_is_that_of_linear(shape: tuple[int, ...], has_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(24, 40), torch.randn(24) if has_bias else None
+    found, expected = few_rows_product(x, weight, bias), linear(x, weight, bias)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
+    across = x.transpose(-1, -2).contiguous().transpose(-1, -2)  # as such a product leaves its rows to the next
+    torch.testing.assert_close(few_rows_product(across, weight, bias), expected)
+
+
+@pytest.mark.parametrize("n", [1, 11, 12, 48, 49, 512])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_float32_products_of_few_rows_take_the_other_form(n: int, dtype: torch.dtype) -> None:
+    assert few_rows(torch.zeros(1, n, 8, dtype=dtype)) == (dtype == torch.float32 and 12 <= n <= 48)
+
+
+def test_tokens_of_many_sequences_are_those_of_each_alone(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = prompts(16)
+    n_calls = counted(monkeypatch, numerics, "few_rows_product")
+    alone = [greedy(model, [task])[0] for task in tasks if len(task) not in range(12, 49)]
+    assert n_calls[0] == 0
+    together = greedy(model, tasks)
+    assert [text for text, task in zip(together, tasks, strict=True) if len(task) not in range(12, 49)] == alone
+    n_layers: int = model.config.num_hidden_layers
+    # Prompts are read in a longer step, but for its output head.
+    assert n_calls[0] == (N_NEW - 1) * (7 * n_layers + 1) + 1
+
+
+def test_other_modes_and_other_users_of_the_model_are_left_alone(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_calls = counted(monkeypatch, numerics, "few_rows_product")
+    rows = torch.zeros(1, 20, dtype=torch.long)
+    with torch.inference_mode():
+        model(input_ids=rows)
+        with reproducible_numerics(True):
+            model(input_ids=rows)
+        assert n_calls[0] == 0
+        with reproducible_numerics(False):
+            model(input_ids=rows)
+    assert n_calls[0] > 0
+
+
+def test_fast_steps_keep_no_second_copy_of_the_weights(model: PreTrainedModel) -> None:
+    greedy(model, prompts(20))
+    assert packed_bytes(model) == 0
+
+
+def test_logits_lie_row_by_row(model: PreTrainedModel) -> None:
+    runner = FlatRunner(model)
+    found = runner.logits([Slice(runner.new(), prompt, 0, False) for prompt in prompts(20)])
+    assert found.is_contiguous()
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def attended(form: Any, n_heads: int, n_groups: int, n_rows: int, n_keys: int) -> Tensor:
+    """What rows find that are the last of so many, in one form or the other."""
+    torch.manual_seed(n_keys)
+    query = torch.randn(1, n_heads, n_groups * n_rows, 16)
+    keys, values = torch.randn(2, 1, n_heads, n_keys, 16).unbind()
+    unseen = torch.full((n_rows, n_rows), -torch.inf).triu(1)
+    mask = torch.cat([torch.zeros(n_rows, n_keys - n_rows), unseen], dim=1).repeat(n_groups, 1)
+    return form(query, keys, values, mask, flat_attention._How(0.25, None, None))
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 41, 1832), (2, 1, 64, 256), (1, 4, 32, 300), (2, 2, 64, 257)])
+def test_attention_in_parts_is_attention_in_one(sizes: tuple[int, int, int, int]) -> None:
+    parts = attended(flat_attention._scored_unfused, *sizes)
+    torch.testing.assert_close(parts, attended(flat_attention._scored, *sizes))
+
+
+@pytest.mark.parametrize(("n_before", "n_new", "in_parts"), [(400, 40, True), (100, 40, False), (400, 1, False)])
+def test_a_turn_after_a_long_history_attends_in_parts(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, n_before: int, n_new: int, in_parts: bool
+) -> None:
+    n_calls = counted(monkeypatch, flat_attention, "_scored_unfused")
+    runner, draw = FlatRunner(model), random.Random(2)
+    text = [draw.randrange(3, V) for _ in range(n_before + n_new)]
+    kept = runner.new()
+    runner.logits([Slice(kept, text[:n_before], 0, False)])
+    found = runner.logits([Slice(kept, text[n_before:], n_before, False)])[0]
+    assert n_calls[0] == (model.config.num_hidden_layers if in_parts else 0)
+    expected = model(input_ids=torch.tensor([text])).logits[0, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
