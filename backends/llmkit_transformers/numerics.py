@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmkit_transformers import experts, quantized
-from llmkit_transformers.products import few_rows, few_rows_product, needs_own_product, packed, row_product
+from llmkit_transformers.products import few_rows_product, is_for_few_rows, needs_own_product, packed, row_product
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
     def forward(*tensors: Tensor) -> Any:
         if _mode.reproducible:
             return independent(*tensors)
-        if _mode.fast and is_linear and few_rows(tensors[0]):
+        if _mode.fast and is_linear and is_for_few_rows(tensors[0], cast("Tensor", module.weight)):
             return few_rows_product(tensors[0], cast("Tensor", module.weight), cast("Tensor | None", module.bias))
         return plain(*tensors)
 

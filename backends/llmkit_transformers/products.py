@@ -53,9 +53,10 @@ def packed(weight: Tensor) -> Tensor:
     return cast("Any", torch.ops.mkldnn)._reorder_linear_weight(weight)
 
 
-def few_rows(x: Tensor) -> bool:
-    """Whether `few_rows_product` is the faster way."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() // x.shape[-1] in _FEW_ROWS
+def is_for_few_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether `few_rows_product` is the faster way; never for weights that are elsewhere and brought at each use."""
+    is_plain = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return is_plain and x.numel() // x.shape[-1] in _FEW_ROWS
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

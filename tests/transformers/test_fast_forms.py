@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from llmkit.engine.runner import Slice
 from llmkit_transformers import flat_attention, numerics
 from llmkit_transformers.numerics import make_switchable, packed_bytes, reproducible_numerics
-from llmkit_transformers.products import few_rows, few_rows_product
+from llmkit_transformers.products import few_rows_product, is_for_few_rows
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.flat_models import FLAT, V, built
 
@@ -78,7 +78,9 @@ def test_a_product_of_few_rows_is_that_of_linear(shape: tuple[int, ...], has_bia
 @pytest.mark.parametrize("n", [1, 11, 12, 48, 49, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_float32_products_of_few_rows_take_the_other_form(n: int, dtype: torch.dtype) -> None:
-    assert few_rows(torch.zeros(1, n, 8, dtype=dtype)) == (dtype == torch.float32 and 12 <= n <= 48)
+    rows, weight = torch.zeros(1, n, 8, dtype=dtype), torch.zeros(4, 8, dtype=dtype)
+    assert is_for_few_rows(rows, weight) == (dtype == torch.float32 and 12 <= n <= 48)
+    assert not is_for_few_rows(rows, weight.to("meta"))
 
 
 def test_tokens_of_many_sequences_are_those_of_each_alone(
