@@ -23,7 +23,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmkit_transformers import experts, quantized
-from llmkit_transformers.products import few_rows_product, is_for_few_rows, needs_own_product, packed, row_product
+from llmkit_transformers.products import (
+    FEW_ROWS,
+    few_rows_product,
+    is_for_few_rows,
+    needs_own_product,
+    packed,
+    row_product,
+)
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -51,24 +58,29 @@ differently, and where the remainder begins moves with the number of rows and th
 
 
 class _Mode(threading.local):
-    """How this thread computes: reproducibly, or fast; neither is as the model's own layers do."""
+    """How this thread computes; where neither is set, as the model's own layers do."""
 
     reproducible = False
-    fast = False
+    few_rows = False
 
 
 _mode = _Mode()
 
 
 @contextmanager
-def reproducible_numerics(active: bool) -> Generator[None]:
-    """Compute in the forms that do not depend on neighbours, in this thread, or as fast as can be."""
-    before = _mode.reproducible, _mode.fast
-    _mode.reproducible, _mode.fast = active, not active
+def reproducible_numerics(active: bool, *, n_rows: int = 0) -> Generator[None]:
+    """Compute in the forms that do not depend on neighbours, in this thread, or as fast as can be.
+
+    Args:
+        active: whether in those forms.
+        n_rows: for so many rows, where speed counts.
+    """
+    before = _mode.reproducible, _mode.few_rows
+    _mode.reproducible, _mode.few_rows = active, not active and n_rows in FEW_ROWS
     try:
         yield
     finally:
-        _mode.reproducible, _mode.fast = before
+        _mode.reproducible, _mode.few_rows = before
 
 
 def make_switchable(model: PreTrainedModel) -> None:
@@ -131,7 +143,7 @@ def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
     def forward(*tensors: Tensor) -> Any:
         if _mode.reproducible:
             return independent(*tensors)
-        if _mode.fast and is_linear and is_for_few_rows(tensors[0], cast("Tensor", module.weight)):
+        if _mode.few_rows and is_linear and is_for_few_rows(tensors[0], cast("Tensor", module.weight)):
             return few_rows_product(tensors[0], cast("Tensor", module.weight), cast("Tensor | None", module.bias))
         return plain(*tensors)
 

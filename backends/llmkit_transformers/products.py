@@ -19,7 +19,7 @@ _ATEN_OWN_PRODUCTS = 4096
 """Where rows * inputs * outputs are no more than this, `linear` in a narrow type leaves oneDNN for another kernel."""
 
 
-_FEW_ROWS = range(12, 49)
+FEW_ROWS = range(12, 49)
 """Numbers of rows for which MKL takes up to a third less time the other way round; measured in `docs/lab-log.md`."""
 
 
@@ -56,7 +56,7 @@ def packed(weight: Tensor) -> Tensor:
 def is_for_few_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether `few_rows_product` is the faster way; never for weights that are elsewhere and brought at each use."""
     is_plain = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return is_plain and x.numel() // x.shape[-1] in _FEW_ROWS
+    return is_plain and x.numel() // x.shape[-1] in FEW_ROWS
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -118,12 +118,7 @@ class FlatRunner:
     def logits(self, slices: Sequence[Slice]) -> Tensor:
         """`(S, V)` logits after each slice's last token, in the model's dtype, unnormalised."""
         reproducible = any(piece.reproducible for piece in slices)
-        with (
-            self._lock,
-            torch.inference_mode(),
-            attending_flat(self._model),
-            reproducible_numerics(reproducible),
-        ):
+        with self._lock, torch.inference_mode(), attending_flat(self._model):
             alone = {_buffers(piece.keys_values) for piece in slices if piece.reproducible}
             forks = self._forks.settle(alone, may_share=self._may_share)
             for buffers in alone:
@@ -131,7 +126,8 @@ class FlatRunner:
             rows = _Rows(slices, self._stacks, forks, self._model.device)
             self._forks.clear()
             step = FlatStep(rows.pieces, rows.stacks, rows.shared, reproducible)
-            with flat_attention.running(step) as self.last_step:
+            numerics = reproducible_numerics(reproducible, n_rows=len(rows.ids))
+            with numerics, flat_attention.running(step) as self.last_step:
                 return self._forward(rows, reproducible)[: len(slices)]
 
     def _forward(self, rows: _Rows, reproducible: bool) -> Tensor:

@@ -27,6 +27,8 @@ def hash_block(previous: int, block: tuple[int, ...]) -> int:
 def n_common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two sequences have in common at their beginnings."""
     n_equal, n_both = 0, min(len(first), len(second))
+    if n_both and first[0] != second[0]:  # most often, and soon told
+        return 0
     while n_equal < n_both and first[n_equal : n_equal + TILE] == second[n_equal : n_equal + TILE]:
         n_equal += TILE
     differing = compress(count(n_equal), map(operator.ne, first[n_equal:], second[n_equal:]))

@@ -91,15 +91,18 @@ class Scheduler:
         """
         if self._still_reading(waiting):
             return True
-        waiting.ahead, waiting.n_ahead = None, 0
+        prompt = waiting.request.prompt_ids[:-1]
+        match = cache.longest(prompt, waiting.request.reproducible)
+        n_known = 0 if match is None else match.n_tokens
+        waiting.ahead, waiting.n_ahead = None, max(n_known, TILE - 1)
         for sequence in self._readers_ahead(waiting):
-            n_shared = n_common(waiting.request.prompt_ids[:-1], sequence.request.prompt_ids)
-            if n_shared > waiting.n_ahead and n_shared >= TILE:
-                waiting.ahead, waiting.n_ahead = sequence, n_shared
-        if waiting.ahead is None:
-            return False
-        match = cache.longest(waiting.request.prompt_ids[:-1], waiting.request.reproducible)
-        return match is None or match.n_tokens < waiting.n_ahead
+            other, at = sequence.request.prompt_ids, waiting.n_ahead
+            # The one token beyond what is there already tells most of them apart.
+            if at < min(len(prompt), len(other)) and prompt[at] == other[at]:
+                n_shared = n_common(prompt, other)
+                if n_shared > at:
+                    waiting.ahead, waiting.n_ahead = sequence, n_shared
+        return waiting.ahead is not None
 
     def plan(self) -> list[Share]:
         """The parts of the next step, at most `tokens_per_step` tokens together; empty only if nothing runs."""
