@@ -1,11 +1,12 @@
 """RowForm: what a task's rows look like, before and after: columns that must be there, new ones, and notes.
 
-Worked out once for a batch, since a subclass may compute its columns. It knows neither requests nor completions.
+Worked out once for a batch, since a subclass may compute its columns. It knows neither requests nor completions; nor
+a model, so that rows are refused before one is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmkit.errors import InvalidRequest
@@ -22,7 +23,6 @@ class RowForm:
         required: inputs that a row must have.
         outputs: columns that the task writes, without `model_name`.
         names: under which the data knows them.
-        model: the model's name.
         metadata_column: the column of the notes.
         is_grouped: the texts of a row stay in one row.
     """
@@ -31,7 +31,6 @@ class RowForm:
     required: tuple[str, ...]
     outputs: tuple[str, ...]
     names: ColumnNames
-    model: str
     metadata_column: str
     is_grouped: bool
 
@@ -65,6 +64,8 @@ class RowForm:
         Raises:
             InvalidRequest: some are missing, or are too many.
         """
+        if not isinstance(outputs, (dict, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"format_output must give a dictionary of {sorted(self.outputs)}, got {outputs!r}")
         if outputs.keys() != set(self.outputs):
             raise InvalidRequest(f"format_output must give {sorted(self.outputs)}, got {sorted(outputs)}")
 
@@ -72,18 +73,18 @@ class RowForm:
         """The outputs of a text that is not there."""
         return dict.fromkeys(self.outputs)
 
-    def new_rows(self, row: Row, texts: Sequence[tuple[Row, Notes]]) -> list[Row]:
-        """The row with the outputs and notes of its texts: a row each, or one row of lists."""
+    def new_rows(self, row: Row, texts: Sequence[tuple[Row, Notes]], model: str) -> list[Row]:
+        """The row with the outputs and notes of its texts, and the model's name: a row each, or one row of lists."""
         if not self.is_grouped:
-            return [self._noted(row, outputs, [notes]) for outputs, notes in texts]
+            return [self._noted(row, outputs, [notes], model) for outputs, notes in texts]
         lists = {name: [outputs[name] for outputs, _ in texts] for name in self.outputs}
-        return [self._noted(row, lists, [notes for _, notes in texts])]
+        return [self._noted(row, lists, [notes for _, notes in texts], model)]
 
-    def _noted(self, row: Row, outputs: Row, notes: list[Notes]) -> Row:
+    def _noted(self, row: Row, outputs: Row, notes: list[Notes], model: str) -> Row:
         """A new row with metadata and the model's name; a name that an earlier task wrote stays, and ours is noted."""
-        name = row.get("model_name", self.model)
-        if name != self.model:
-            notes = [{**own, f"model_name_{self.task}": self.model} for own in notes]
+        name = row.get("model_name", model)
+        if name != model:
+            notes = [{**own, f"model_name_{self.task}": model} for own in notes]
         metadata = merged(row.get(self.metadata_column), notes, grouped=self.is_grouped)
         new_row = {**row, **outputs}
         if metadata if isinstance(metadata, dict) else any(metadata):

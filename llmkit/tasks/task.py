@@ -197,9 +197,9 @@ class Task(Step):
             raise
         except Exception as error:  # noqa: BLE001 - a row whose way ends here gives None and the reason
             nothing = (form.nothing(), self._notes(messages, None, error))
-            return form.new_rows(row, [nothing] * self.num_generations)
+            return form.new_rows(row, [nothing] * self.num_generations, self._name_of_model)
         texts = [self._formatted(form, completion, n, asked, messages) for n in range(len(completion.choices))]
-        return form.new_rows(row, texts)
+        return form.new_rows(row, texts, self._name_of_model)
 
     def _rounds(self, row: Row, seed: int | None) -> Generator[list[Request], list[Outcome] | None, Row]:
         rounds = self.rounds_before(row)
@@ -247,16 +247,18 @@ class Task(Step):
     # --- what came of it --------------------------------------------------------------------------------------------
 
     def _form(self) -> RowForm:
-        model = self.model
         return RowForm(
             self.name,
             self._required_inputs,
             tuple(name for name in self.outputs if name != "model_name"),
             self._column_names(),
-            model.model_name or type(model).__name__,
             self.metadata_column,
             self.group_generations,
         )
+
+    @property
+    def _name_of_model(self) -> str:
+        return self.model.model_name or type(self.model).__name__
 
     def _formatted(
         self, form: RowForm, completion: Completion, choice: int, input: Row, messages: ChatType

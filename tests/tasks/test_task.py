@@ -192,6 +192,20 @@ def test_an_output_does_not_overwrite_a_column() -> None:
         Echo(llm=ScriptedLLM()).apply([{"q": "x", "a": 1}])
 
 
+def test_rows_are_refused_before_a_model_is_loaded() -> None:
+    n_loaded: list[int] = []
+
+    def model() -> ScriptedLLM:
+        n_loaded.append(1)
+        return ScriptedLLM()
+
+    with pytest.raises(InvalidRequest, match="a column 'a' already"):
+        next(Echo(llm=model).process([{"q": "x", "a": 1}]))
+    assert not n_loaded
+    next(Echo(llm=model).process([{"q": "x"}]))
+    assert n_loaded
+
+
 def test_mappings_are_right_for_every_row_with_several_generations() -> None:
     task = Echo(
         llm=ScriptedLLM(lambda prompt: f"re {prompt}"), num_generations=2, input_mappings={"q": "question"},
@@ -338,6 +352,16 @@ def test_outputs_must_be_what_was_announced() -> None:
     [row] = Wrong(llm=ScriptedLLM()).apply(rows("a"))
     assert row["a"] is None
     assert failure(row, "wrong_0") == "InvalidRequest: format_output must give ['a'], got ['b']"
+
+
+def test_outputs_must_be_a_dictionary() -> None:
+    class Bare(Echo):
+        def format_output(self, output: str | None, input: Row) -> Row:
+            return output  # pyright: ignore[reportReturnType]
+
+    [row] = Bare(llm=ScriptedLLM("said")).apply(rows("a"))
+    assert row["a"] is None
+    assert failure(row, "bare_0") == "InvalidRequest: format_output must give a dictionary of ['a'], got 'said'"
 
 
 def test_no_rows_give_no_rows() -> None:
