@@ -7,6 +7,7 @@ sampling. The step it works for is thread-local, so two models in two threads ne
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class NotUnderstood(Exception):
     """A model passes its attention something that this function does not honour, so the flat route is not for it."""
 
 
+class KeysAndValuesWritten(Exception):
+    """The layer may stop here: nobody asks for more than its keys and values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The rows of one sequence in a step.
@@ -72,12 +77,31 @@ class StackedRows:
         first_row: where the rows begin in the step.
         positions: `(N,)`, of each row in its sequence, shared tokens not counted.
         slots: `(N,)`, counting from 0.
+        position: of all rows, where they have the same.
     """
 
     stack: Stack
     first_row: int
     positions: Tensor
     slots: Tensor
+    position: int | None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put a layer's new keys and values, `(1, H_kv, T, D)` of all the step's rows, into the slots."""
+        rows = slice(self.first_row, self.first_row + len(self.stack.members))
+        for stacked, new in zip(self.stack.of_layer(layer), (keys, values), strict=True):
+            new_rows = new[0, :, rows].transpose(0, 1)
+            if self.position is None:
+                stacked[self.slots, :, self.positions] = new_rows
+            else:
+                stacked[:, :, self.position] = new_rows
+
+
+def stacked_rows(stack: Stack, first_row: int, positions: list[int], device: torch.device) -> StackedRows:
+    """The rows of a stack at these positions."""
+    same = positions[0] if min(positions) == max(positions) else None
+    at, slots = torch.tensor(positions, device=device), torch.arange(len(positions), device=device)
+    return StackedRows(stack, first_row, at, slots, same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +126,8 @@ class FlatStep:
         stacks: rows of sequences that stand side by side.
         shared: rows of both that begin with something shared.
         reproducible: keep to the rules that make rows independent; rows that share something are not among these.
+        writes: new keys and values are yet to be written.
+        attends: somebody asks for more than them.
         n_layers: attention calls so far.
         n_windowed: those of them with a sliding window.
         is_plain: no call so far had a window, a softcap, or values of another size than keys.
@@ -112,11 +138,37 @@ class FlatStep:
     stacks: Sequence[StackedRows]
     shared: Sequence[SharedRows]
     reproducible: bool
+    writes: bool = True
+    attends: bool = True
     n_layers: int = 0
     n_windowed: int = 0
     is_plain: bool = True
     masks: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
     log_sums: Tensor = field(init=False)
+
+    @property
+    def layer(self) -> int:
+        """The layer at hand, counting from 0."""
+        return self.n_layers - 1
+
+
+def shared_rows(stacks: Sequence[StackedRows], pieces: Sequence[Piece]) -> list[SharedRows]:
+    """The rows of a step by what they begin with, where that is shared."""
+    rows_of: defaultdict[SharedPrefix, list[int]] = defaultdict(list)
+    for stacked in stacks:
+        for row, member in enumerate(stacked.stack.members, stacked.first_row):
+            if member.shared is not None:
+                rows_of[member.shared].append(row)
+    for piece in pieces:
+        if piece.buffers.shared is not None:
+            rows_of[piece.buffers.shared].extend(range(piece.first_row, piece.first_row + piece.n_rows))
+    return [SharedRows(prefix, _where(rows)) for prefix, rows in rows_of.items()]
+
+
+def _where(rows: list[int]) -> Tensor | slice:
+    """An index of these ascending rows; a slice, which copies nothing, where they stand side by side."""
+    is_dense = rows[-1] - rows[0] == len(rows) - 1
+    return slice(rows[0], rows[-1] + 1) if is_dense else torch.tensor(rows)
 
 
 class _Current(threading.local):
@@ -129,11 +181,11 @@ _current = _Current()
 @contextmanager
 def running(step: FlatStep) -> Generator[FlatStep]:
     """Make this the step that attention works for in this thread."""
-    _current.step = step
+    before, _current.step = _current.step, step
     try:
         yield step
     finally:
-        _current.step = None
+        _current.step = before
 
 
 def flat_attention(
@@ -165,6 +217,7 @@ def flat_attention(
 
     Raises:
         NotUnderstood: an argument that is not honoured.
+        KeysAndValuesWritten: the step attends no more.
     """
     step = _current.step
     unknown = sorted(
@@ -175,22 +228,14 @@ def flat_attention(
     if query.stride(-1) != 1:  # as products of few rows leave it, and as kernels do not take it
         query = query.contiguous()
     how = _How(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
-    out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
-    if step.shared:
-        step.log_sums = query.new_empty(query.shape[2], query.shape[1], dtype=torch.float32)
-    for stacked in step.stacks:
-        _side_by_side(step, stacked, (query, key, value), how, out)
-    for piece in step.pieces:
-        rows = slice(piece.first_row, piece.first_row + piece.n_rows)
-        piece.buffers.write(step.n_layers, piece.start, key[0, :, rows], value[0, :, rows])
-        attend = _tiled if step.reproducible and piece.buffers.shared is None else _whole
-        attend(step, piece, query[0, :, rows], how, out[0, rows].transpose(0, 1))
-    for beginning in step.shared:
-        _before(step, beginning, query, how, out)
     step.n_layers += 1
     step.n_windowed += sliding_window is not None
     step.is_plain &= sliding_window is None and softcap is None and query.shape[-1] == value.shape[-1]
-    return out, None
+    if step.writes:
+        _write(step, key, value)
+    if not step.attends:
+        raise KeysAndValuesWritten
+    return _attended(step, query, value.shape[-1], how), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +245,40 @@ class _How:
     softcap: float | None
 
 
-def _side_by_side(
-    step: FlatStep, stacked: StackedRows, new: tuple[Tensor, Tensor, Tensor], how: _How, out: Tensor
-) -> None:
+def _write(step: FlatStep, key: Tensor, value: Tensor) -> None:
+    """Put the new keys and values, `(1, H_kv, T, D)`, into the sequences' buffers."""
+    for stacked in step.stacks:
+        stacked.write(step.layer, key, value)
+    for piece in step.pieces:
+        rows = slice(piece.first_row, piece.first_row + piece.n_rows)
+        piece.buffers.write(step.layer, piece.start, key[0, :, rows], value[0, :, rows])
+
+
+def _attended(step: FlatStep, query: Tensor, value_size: int, how: _How) -> Tensor:
+    """`(1, T, H, D_v)`: what rows with queries `(1, H, T, D)` find; rows of nobody, as padding has, find zeros."""
+    make = query.new_zeros if step.reproducible else query.new_empty
+    out = make(1, query.shape[2], query.shape[1], value_size)
+    if step.shared:
+        step.log_sums = query.new_empty(query.shape[2], query.shape[1], dtype=torch.float32)
+    for stacked in step.stacks:
+        _side_by_side(step, stacked, query, how, out)
+    for piece in step.pieces:
+        rows = slice(piece.first_row, piece.first_row + piece.n_rows)
+        attend = _tiled if step.reproducible and piece.buffers.shared is None else _whole
+        attend(step, piece, query[0, :, rows], how, out[0, rows].transpose(0, 1))
+    for beginning in step.shared:
+        _before(step, beginning, query, how, out)
+    return out
+
+
+def _side_by_side(step: FlatStep, stacked: StackedRows, query: Tensor, how: _How, out: Tensor) -> None:
     """One row of each sequence of a stack, all in one call: each is in the last tile of its keys.
 
-    `new` holds query, key and value of all the step's rows, `(1, H, T, D)`; `out` is `(1, T, H, D_v)`.
+    `query` is `(1, H, T, D)` of all the step's rows, `out` is `(1, T, H, D_v)`.
     """
-    keys, values = stacked.stack.of_layer(step.n_layers)
+    keys, values = stacked.stack.of_layer(step.layer)
     rows = slice(stacked.first_row, stacked.first_row + len(keys))
-    query, key, value = (tensor[0, :, rows].transpose(0, 1) for tensor in new)
-    keys[stacked.slots, :, stacked.positions] = key
-    values[stacked.slots, :, stacked.positions] = value
-    folded = query.reshape(len(keys), keys.shape[1], -1, query.shape[-1])
+    folded = query[0, :, rows].transpose(0, 1).reshape(len(keys), keys.shape[1], -1, query.shape[-1])
     n_folded = folded.shape[2]
     mask = _mask_of_stack(step, stacked, how.window)
     if stacked.stack.is_shared:
@@ -227,7 +293,7 @@ def _side_by_side(
 
 def _whole(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
     """All rows of a piece at once: as fast as it goes. `query` and `out`: `(H, n, D)`."""
-    keys, values = piece.buffers.of_layer(step.n_layers)
+    keys, values = piece.buffers.of_layer(step.layer)
     first = 0 if how.window is None else max(0, piece.start - how.window + 1)
     keys, values = keys[:, first : piece.end], values[:, first : piece.end]
     folded = _folded(query, keys.shape[0])
@@ -251,7 +317,7 @@ def _before(step: FlatStep, shared: SharedRows, query: Tensor, how: _How, out: T
 
     `query` is `(1, H, T, D)`, `out` is `(1, T, H, D)` and holds what the rows found among their own keys.
     """
-    keys, values = shared.prefix.of_layer(step.n_layers)
+    keys, values = shared.prefix.of_layer(step.layer)
     asked = query[0, :, shared.rows]
     found, log_sums = _scored_with_sums(_folded(asked, len(keys))[None], keys[None], values[None], None, how)
     log_sums = log_sums.reshape(asked.shape[:2]).T
@@ -262,7 +328,7 @@ def _before(step: FlatStep, shared: SharedRows, query: Tensor, how: _How, out: T
 
 def _tiled(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
     """Rows cut at tiles, each against all keys up to its tile's end, so that the bits depend on positions only."""
-    keys, values = piece.buffers.of_layer(step.n_layers)
+    keys, values = piece.buffers.of_layer(step.layer)
     at = piece.start
     while at < piece.end:
         n_keys = (at // TILE + 1) * TILE

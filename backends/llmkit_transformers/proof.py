@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import Slice
+from llmkit_transformers import last_layer
 from llmkit_transformers.flat_attention import NotUnderstood
 from llmkit_transformers.runner import FlatRunner
 
@@ -48,6 +49,26 @@ def why_not_flat(model: PreTrainedModel) -> str | None:
         return _dry_run(model)
     except (NotUnderstood, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return f"the dry run failed: {error}"
+
+
+def may_narrow(model: PreTrainedModel) -> bool:
+    """Whether a model that can run in flat steps gives the same where only the last rows pass its last layer."""
+    try:
+        return last_layer.find(model) is not None and _narrow_run(model) is None
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _narrow_run(model: PreTrainedModel) -> str | None:
+    """Two sequences, read but for a token and then to their ends, against the model's own forward of each."""
+    config: Any = model.config.get_text_config()
+    prompts = [_tokens(config, n_tokens, seed=3) for n_tokens in (9, 6)]
+    runner = FlatRunner(model, narrow=True)
+    buffers = [runner.new() for _ in prompts]
+    read = runner.logits([Slice(b, p[:-1], 0, False) for b, p in zip(buffers, prompts, strict=True)])
+    ended = runner.logits([Slice(b, p[-1:], len(p) - 1, False) for b, p in zip(buffers, prompts, strict=True)])
+    expected = [_own_logits(model, prompt[:-1]) for prompt in prompts] + [_own_logits(model, p) for p in prompts]
+    return _disagreement(torch.cat([read, ended]), torch.cat(expected), _tolerance(model))
 
 
 def _known_obstacle(model: PreTrainedModel) -> str | None:

@@ -28,7 +28,7 @@ from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, 
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.numerics import make_switchable
-from llmkit_transformers.proof import why_not_flat
+from llmkit_transformers.proof import may_narrow, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import Verdict, self_test
 from llmkit_transformers.settings import ModelSettings
@@ -125,7 +125,8 @@ class Routes:
         self._verdicts: dict[AdapterFiles | None, Verdict] = {}
         self._proved: set[AdapterFiles] = set()
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
-        self._runner = FlatRunner(loaded.model, lock)
+        self._narrow = self._reason is None and may_narrow(loaded.model)
+        self._runner = FlatRunner(loaded.model, lock, narrow=self._narrow)
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
         self._engine = self._make_engine(settings, decode) if self._reason is None else None
         compute_threads.give_back()  # of the thread that loaded the model, which goes on with other things
@@ -238,6 +239,8 @@ class Routes:
         """
         make_switchable(self._loaded.model)
         reason = why_not_flat(self._loaded.model)
+        if reason is None and self._narrow and not may_narrow(self._loaded.model):
+            reason = "its last layer needs all rows now"
         if reason is not None:
             what = f"with the adapter {str(files.path)!r}, {self._loaded.files.name!r} cannot run on the engine"
             raise ModelInvalid(f"{what}: {reason}; load it with engine=False")
@@ -256,7 +259,7 @@ class Routes:
         model, name = self._loaded.model, self._loaded.files.name
 
         def test() -> Verdict:
-            verdict = self_test(model, FlatRunner(model, self._lock))
+            verdict = self_test(model, FlatRunner(model, self._lock, narrow=self._narrow))
             self._verdicts[self._adapters.active] = verdict
             return verdict
 

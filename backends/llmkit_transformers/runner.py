@@ -5,9 +5,9 @@ It knows nothing of requests, queues or the prefix cache.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, cast
@@ -17,18 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
-from llmkit_transformers import flat_attention
-from llmkit_transformers.flat_attention import FlatStep, Piece, SharedRows, StackedRows
+from llmkit_transformers import flat_attention, last_layer
+from llmkit_transformers.flat_attention import FlatStep, Piece, StackedRows, shared_rows, stacked_rows
 from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.sampling import Sampler
-from llmkit_transformers.shared_prefix import SharedPrefix
 from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
 """Matrix kernels treat the rows beyond a multiple of four differently, so reproducible steps have none."""
+
+_LEAST_SAVING = 2
+"""Rows to one that is asked for, from which the last layer is run on these alone."""
 
 
 @dataclass(slots=True)
@@ -72,13 +74,15 @@ class FlatRunner:
     Args:
         model: a model that `proof.py` found fit.
         lock: held while the model runs, for others who run it, in other ways.
+        narrow: let only the last row of each slice pass the last layer; `proof.py` knows which models allow it.
 
     Attributes:
         last_step: what attention saw in the last step.
     """
 
-    def __init__(self, model: PreTrainedModel, lock: Lock | None = None) -> None:
-        self._model, self._lock = model, lock or Lock()
+    def __init__(self, model: PreTrainedModel, lock: Lock | None = None, *, narrow: bool = False) -> None:
+        self._model, self._lock, self._device = model, lock or Lock(), model.device
+        self._last_layer = last_layer.find(model) if narrow else None
         self._stacks, self._forks = Stacks(), Forks()
         self.last_step: FlatStep | None = None
         self._bytes_per_tile: int | None = None
@@ -123,28 +127,34 @@ class FlatRunner:
             forks = self._forks.settle(alone, may_share=self._may_share)
             for buffers in alone:
                 buffers.unshare()
-            rows = _Rows(slices, self._stacks, forks, self._model.device)
+            rows = _Rows(slices, self._stacks, forks, self._device)
             self._forks.clear()
-            step = FlatStep(rows.pieces, rows.stacks, rows.shared, reproducible)
+            step = FlatStep(rows.pieces, rows.stacks, shared_rows(rows.stacks, rows.pieces), reproducible)
             numerics = reproducible_numerics(reproducible, n_rows=len(rows.ids))
             with numerics, flat_attention.running(step) as self.last_step:
-                return self._forward(rows, reproducible)[: len(slices)]
+                return self._forward(rows, step)[: len(slices)]
 
-    def _forward(self, rows: _Rows, reproducible: bool) -> Tensor:
-        whole = _padded if reproducible else list[int]
-        device = self._model.device
-        output = cast("Any", self._model)(
-            input_ids=torch.tensor([whole(rows.ids)], device=device),
-            position_ids=torch.tensor([whole(rows.positions)], device=device),
-            logits_to_keep=torch.tensor(whole(rows.last), device=device),
-            use_cache=False,
-        )
+    def _forward(self, rows: _Rows, step: FlatStep) -> Tensor:
+        whole, device = _padded if step.reproducible else list[int], self._device
+        ids, kept, narrow = whole(rows.ids), rows.last, nullcontext()
+        if self._last_layer is not None and len(kept) <= len(ids) // _LEAST_SAVING:
+            last = last_layer.last_rows(step)
+            places = torch.tensor(whole(last.rows), device=device)
+            narrow = last_layer.narrowed(self._last_layer, step, last.step, len(ids), places)
+            kept = [last.rows.index(row) for row in kept]
+        with narrow:
+            output = cast("Any", self._model)(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([whole(rows.positions)], device=device),
+                logits_to_keep=torch.tensor(whole(kept), device=device),
+                use_cache=False,
+            )
         return output.logits[0].contiguous()
 
     @property
     def _may_share(self) -> bool:
         """Whether this model's attention can take a shared beginning apart from the rest."""
-        return self.last_step is not None and self.last_step.is_plain and self._model.device.type == "cpu"
+        return self.last_step is not None and self.last_step.is_plain and self._device.type == "cpu"
 
     def close(self) -> None:
         """Nothing is held here; buffers are freed one by one."""
@@ -171,7 +181,6 @@ class _Rows:
         last: the last row of each slice, in the slices' order.
         stacks: the rows of each stack.
         pieces: the rows of each other slice.
-        shared: the rows that begin with each shared prefix.
     """
 
     def __init__(
@@ -181,7 +190,6 @@ class _Rows:
         self.positions: list[int] = []
         self.stacks: list[StackedRows] = []
         self.pieces: list[Piece] = []
-        self._rows_of: defaultdict[SharedPrefix, list[int]] = defaultdict(list)
         by_buffers = {_buffers(one.keys_values): one for one in slices}
         last: dict[SequenceBuffers, int] = {}
         for stack in stacks.arrange(_decoding(by_buffers), forks):
@@ -189,27 +197,16 @@ class _Rows:
             for member in stack.members:
                 last[member] = self._add(by_buffers.pop(member))
             pairs = zip(self.positions[first_row:], stack.members, strict=True)
-            positions = torch.tensor([position - member.n_shared for position, member in pairs], device=device)
-            self.stacks.append(StackedRows(stack, first_row, positions, torch.arange(len(positions), device=device)))
+            self.stacks.append(stacked_rows(stack, first_row, [at - member.n_shared for at, member in pairs], device))
         for buffers, one in by_buffers.items():
             self.pieces.append(Piece(buffers, len(self.ids), len(one.token_ids), one.start - buffers.n_shared))
             last[buffers] = self._add(one)
-        self.shared = [SharedRows(prefix, _where(rows)) for prefix, rows in self._rows_of.items()]
         self.last = [last[_buffers(one.keys_values)] for one in slices]
 
     def _add(self, piece: Slice) -> int:
-        prefix = _buffers(piece.keys_values).shared
-        if prefix is not None:
-            self._rows_of[prefix].extend(range(len(self.ids), len(self.ids) + len(piece.token_ids)))
         self.ids.extend(piece.token_ids)
         self.positions.extend(range(piece.start, piece.start + len(piece.token_ids)))
         return len(self.ids) - 1
-
-
-def _where(rows: list[int]) -> Tensor | slice:
-    """An index of these ascending rows; a slice, which copies nothing, where they stand side by side."""
-    is_dense = rows[-1] - rows[0] == len(rows) - 1
-    return slice(rows[0], rows[-1] + 1) if is_dense else torch.tensor(rows)
 
 
 def _decoding(slices: Mapping[SequenceBuffers, Slice]) -> dict[SequenceBuffers, int]:

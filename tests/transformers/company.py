@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import Slice
-from llmkit_transformers.runner import FlatRunner
+from tests.transformers.flat_models import runner_of
 
 N_THREADS = (1, 2, 3, 4, 6, 8)
 STEP_SIZES = (1, 2, 3, 4, 7, 16, 33, 64)
@@ -50,7 +50,7 @@ class Company:
     """
 
     def __init__(self, model: PreTrainedModel, lengths: tuple[int, ...] = (3, 70, 130), seed: int = 0) -> None:
-        self.draw, self.runner = random.Random(seed), FlatRunner(model)
+        self.draw, self.runner = random.Random(seed), runner_of(model)
         self.n_vocab: int = model.config.get_text_config().vocab_size
         self.prompts = [[self.draw.randrange(3, self.n_vocab) for _ in range(n)] for n in lengths]
         with threads(1):

@@ -31,6 +31,9 @@ from transformers import (
     T5Config,
 )
 
+from llmkit_transformers.proof import may_narrow
+from llmkit_transformers.runner import FlatRunner
+
 V, WINDOW = 300, 20
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GPT = {"vocab_size": V, "n_embd": 64, "n_layer": 2, "n_head": 4, **SPECIAL}
@@ -98,3 +101,8 @@ def built(config: PreTrainedConfig) -> PreTrainedModel:
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model
+
+
+def runner_of(model: PreTrainedModel) -> FlatRunner:
+    """A runner as applications have it, which leaves out what the model allows to be left out."""
+    return FlatRunner(model, narrow=may_narrow(model))

@@ -32,11 +32,11 @@ from llmkit.text import OutputText
 from llmkit_transformers.keys_values import SequenceBuffers
 from llmkit_transformers.numerics import make_switchable
 from llmkit_transformers.proof import why_not_flat
-from llmkit_transformers.runner import ChoiceSampler, FlatRunner
+from llmkit_transformers.runner import ChoiceSampler
 from llmkit_transformers.sampling import Sampler
 from llmkit_transformers.self_test import self_test
 from tests.transformers.company import Company
-from tests.transformers.flat_models import FLAT, built, usual
+from tests.transformers.flat_models import FLAT, built, runner_of, usual
 from tests.transformers.test_flat_steps import generated, prompts
 
 MUCH = 1 << 28
@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_generate_under_any_budget(family: str) -> No
     expected = [generated(model, task, n) for task, n in zip(tasks, lengths, strict=True)]
     for tokens_per_step, max_running in ((2, 1), (draw.randint(3, 40), 3), (512, 64)):
         engine = Engine(
-            FlatRunner(model), kv_budget_bytes=MUCH, tokens_per_step=tokens_per_step, max_running=max_running
+            runner_of(model), kv_budget_bytes=MUCH, tokens_per_step=tokens_per_step, max_running=max_running
         )
         requests = [request(task, max_tokens=n) for task, n in zip(tasks, lengths, strict=True)]
         assert tokens_of(engine, requests) == expected
@@ -132,7 +132,7 @@ def test_20_000_draws_follow_the_distribution_of_transformers_own_processors() -
     model.lm_head.weight.data.mul_(10)  # so that the filters have something to filter
     with torch.inference_mode():
         logits = model(torch.tensor([PROMPT])).logits[:, -1].float()
-    engine = Engine(FlatRunner(model), kv_budget_bytes=MUCH)
+    engine = Engine(runner_of(model), kv_budget_bytes=MUCH)
     each = -(-N_DRAWS // (len(SAMPLERS) * N_CHOICES))
     counts: dict[str, Counter[int]] = {name: Counter() for name in SAMPLERS}
     whose: dict[EngineRequest, str] = {}
@@ -168,7 +168,7 @@ def test_counted_penalties_follow_the_formula_for_each_choice_alone() -> None:
             for token, count in Counter(expected).items():
                 logits[token] -= 0.7 * count + 0.4
             expected.append(int(logits.argmax()))
-    engine = Engine(FlatRunner(model), kv_budget_bytes=MUCH)
+    engine = Engine(runner_of(model), kv_budget_bytes=MUCH)
     plain = request(PROMPT, max_tokens=12)
     assert tokens_of(engine, [request(PROMPT, params, max_tokens=12), plain])[0] == expected
     assert plain.outputs[0].token_ids != expected
@@ -185,7 +185,7 @@ def live_buffers() -> list[SequenceBuffers]:
 def test_2_000_requests_with_random_cancellations_leave_nothing_behind() -> None:
     model, draw, before = tiny(), random.Random(6), len(live_buffers())
     make_switchable(model)
-    runner = FlatRunner(model)
+    runner = runner_of(model)
     budget = runner.bytes_for(64) * 24
     engine = Engine(runner, kv_budget_bytes=budget, tokens_per_step=256, max_running=32)
     ended: Counter[str] = Counter()
@@ -251,7 +251,7 @@ class FailingOnce:
 
 def test_a_model_that_raises_in_the_middle_fails_the_requests_of_that_step_alone() -> None:
     model = built(FLAT["llama"]())
-    engine = Engine(FlatRunner(model), kv_budget_bytes=MUCH, max_running=3)
+    engine = Engine(runner_of(model), kv_budget_bytes=MUCH, max_running=3)
     tasks = prompts(7, 30, seed=8)
     expected = tokens_of(engine, [request(task, max_tokens=5) for task in tasks])
     requests = [request(task, max_tokens=5) for task in tasks]
@@ -276,7 +276,7 @@ def test_a_model_that_raises_in_the_middle_fails_the_requests_of_that_step_alone
 
 def test_dropped_readers_and_a_closed_worker_leave_nothing_behind() -> None:
     model, before = tiny(), len(live_buffers())
-    worker = EngineWorker(lambda: Engine(FlatRunner(model), kv_budget_bytes=MUCH))
+    worker = EngineWorker(lambda: Engine(runner_of(model), kv_budget_bytes=MUCH))
     tickets = [worker.submit(request(prompt, max_tokens=100)) for prompt in prompts(12, 40, seed=3)]
     for ticket in tickets:
         next(ticket)
@@ -303,10 +303,10 @@ def no_tf32() -> Iterator[None]:
 @pytest.mark.parametrize("family", ["llama", "qwen3-moe", "gemma2", "gpt2"])
 def test_greedy_tokens_on_a_gpu_are_those_on_the_processor(family: str) -> None:
     model, tasks = built(FLAT[family]()), prompts(6, 60, seed=4)
-    on_cpu = tokens_of(Engine(FlatRunner(model), kv_budget_bytes=MUCH), [request(task) for task in tasks])
+    on_cpu = tokens_of(Engine(runner_of(model), kv_budget_bytes=MUCH), [request(task) for task in tasks])
     model.to("cuda")
     assert why_not_flat(model) is None
-    engine = Engine(FlatRunner(model), kv_budget_bytes=MUCH)
+    engine = Engine(runner_of(model), kv_budget_bytes=MUCH)
     assert tokens_of(engine, [request(task) for task in tasks]) == on_cpu
     engine.close()
 
@@ -316,7 +316,7 @@ def test_greedy_tokens_on_a_gpu_are_those_on_the_processor(family: str) -> None:
 def test_a_claim_on_a_gpu_holds_in_any_company(dtype: torch.dtype) -> None:
     model = built(FLAT["llama"]()).to("cuda", dtype)
     make_switchable(model)
-    if self_test(model, FlatRunner(model)).problem:
+    if self_test(model, runner_of(model)).problem:
         pytest.skip("the self-test makes no claim on this GPU, so there is nothing to hold")
     company = Company(model)
     company.compare(250)
@@ -326,7 +326,7 @@ def test_a_claim_on_a_gpu_holds_in_any_company(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_keys_and_values_on_a_gpu_are_freed() -> None:
     model = built(FLAT["llama"]()).to("cuda")
-    runner = FlatRunner(model)
+    runner = runner_of(model)
     runner.bytes_for(1)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

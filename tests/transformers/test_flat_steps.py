@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from llmkit.engine.runner import Slice
 from llmkit_transformers.numerics import make_switchable
 from llmkit_transformers.proof import why_not_flat
-from llmkit_transformers.runner import FlatRunner
-from tests.transformers.flat_models import FLAT, NOT_FLAT, V, built
+from tests.transformers.flat_models import FLAT, NOT_FLAT, V, built, runner_of
 
 
 def prompts(n: int, longest: int, seed: int) -> list[list[int]]:
@@ -23,7 +22,7 @@ def prompts(n: int, longest: int, seed: int) -> list[list[int]]:
 
 def greedy(model: PreTrainedModel, tasks: list[list[int]], n_new: int, draw: random.Random) -> list[list[int]]:
     """Greedy tokens by flat steps of random cuts, all sequences side by side."""
-    runner = FlatRunner(model)
+    runner = runner_of(model)
     kept, read, texts = [runner.new() for _ in tasks], [0] * len(tasks), [list(task) for task in tasks]
     while any(len(text) < len(task) + n_new for text, task in zip(texts, tasks, strict=True)):
         rows = [i for i, task in enumerate(tasks) if len(texts[i]) < len(task) + n_new]

@@ -15,6 +15,7 @@ from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers import flat_models
+from tests.transformers.flat_models import runner_of
 from tests.transformers.test_engine_real import MUCH, request, tokens_of
 from tests.transformers.test_flat_steps import generated
 from tests.transformers.test_keys_values import read, rows
@@ -155,7 +156,7 @@ def alone(runner: FlatRunner, prompt: list[int], new: list[int], *, reproducible
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
 @pytest.mark.parametrize("config", ["grouped heads", "three query heads a key head", "one head each"])
 def test_logits_are_those_of_a_sequence_that_read_all_itself(config: str, dtype: torch.dtype, error: float) -> None:
-    draw, runner = random.Random(1), FlatRunner(built(CONFIGS[config](), dtype))
+    draw, runner = random.Random(1), runner_of(built(CONFIGS[config](), dtype))
     source, beginning = runner.new(), tokens(N_SHARED, draw)
     runner.logits([Slice(source, [*beginning, 5], 0, False)])
     texts = [(tokens(draw.randint(1, 70), draw), tokens(5, draw)) for _ in range(7)]
@@ -174,7 +175,7 @@ def test_logits_are_those_of_a_sequence_that_read_all_itself(config: str, dtype:
 
 
 def test_models_with_windows_or_softcaps_share_nothing() -> None:
-    runner = FlatRunner(built(CONFIGS["windows and softcaps"]()))
+    runner = runner_of(built(CONFIGS["windows and softcaps"]()))
     source = runner.new()
     runner.logits([Slice(source, tokens(300, random.Random(1)), 0, False)])
     forks = [runner.fork(source, 256) for _ in range(3)]
@@ -185,7 +186,7 @@ def test_models_with_windows_or_softcaps_share_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reproducible_bits_beside_sequences_that_share(dtype: torch.dtype) -> None:
     """Each is read alone first; then fast and reproducible forks of one source go on in one company."""
-    draw, runner = random.Random(2), FlatRunner(built(CONFIGS["grouped heads"](), dtype))
+    draw, runner = random.Random(2), runner_of(built(CONFIGS["grouped heads"](), dtype))
     beginning = tokens(N_SHARED, draw)
     texts = [(tokens(draw.randint(1, 70), draw), tokens(6, draw)) for _ in range(10)]
     expected = [alone(runner, [*beginning, *prompt], new, reproducible=True) for prompt, new in texts]
@@ -215,7 +216,7 @@ def n_read(at: int, prompt: list[int]) -> int:
 
 
 def test_a_source_that_came_to_share_goes_on_reproducibly() -> None:
-    draw, runner = random.Random(3), FlatRunner(built(CONFIGS["grouped heads"]()))
+    draw, runner = random.Random(3), runner_of(built(CONFIGS["grouped heads"]()))
     beginning, new = tokens(N_SHARED, draw), tokens(6, draw)
     expected = alone(runner, beginning, new, reproducible=True)
     source = runner.new()
@@ -230,7 +231,7 @@ def test_a_source_that_came_to_share_goes_on_reproducibly() -> None:
 
 def test_any_coming_and_going_leaves_the_logits_as_they_are() -> None:
     """Forks of forks, cuts and ends in random order, fast and reproducible, against each text read alone."""
-    draw, runner = random.Random(4), FlatRunner(built(CONFIGS["grouped heads"]()))
+    draw, runner = random.Random(4), runner_of(built(CONFIGS["grouped heads"]()))
     prompts = [tokens(420, draw) for _ in range(2)]
     exact = [alone(runner, prompt[:1], prompt[1:], reproducible=True) for prompt in prompts]
     live: list[tuple[SequenceBuffers, int, int, bool]] = []
@@ -295,7 +296,7 @@ def test_greedy_tokens_of_prompts_that_begin_alike_are_those_of_generate(
         return found
 
     monkeypatch.setattr(FlatRunner, "logits", watched)
-    engine = Engine(FlatRunner(model), kv_budget_bytes=MUCH)
+    engine = Engine(runner_of(model), kv_budget_bytes=MUCH)
     found = tokens_of(engine, [request(task, max_tokens=6) for task in tasks])
     again = tokens_of(engine, [request(task, max_tokens=6) for task in reversed(tasks)])
     figures = engine.figures()
@@ -311,7 +312,7 @@ def test_the_budget_holds_and_texts_are_right_while_some_share_and_some_are_canc
     draw, model = random.Random(seed), flat_models.built(flat_models.FLAT["llama"]())
     model.generation_config.eos_token_id = None
     beginnings = [[draw.randrange(3, flat_models.V) for _ in range(180)] for _ in range(2)]
-    runner = FlatRunner(model)
+    runner = runner_of(model)
     budget = runner.bytes_for(256) * (5, 9, 20)[seed]
     engine = Engine(runner, kv_budget_bytes=budget, tokens_per_step=draw.choice([64, 512]), max_running=8)
     todo: list[EngineRequest] = []
