@@ -53,6 +53,7 @@ class SequenceBuffers:
         self.shared: SharedPrefix | None = None
         self.stack: object | None = None
         self.is_borrowed = False
+        self._bytes_per_position = 0
 
     @property
     def keys(self) -> list[Tensor]:
@@ -71,8 +72,14 @@ class SequenceBuffers:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that it keeps allocated, those that it shares included."""
-        return sum(tensor.nbytes for tensor in self.tensors) + (0 if self.shared is None else self.shared.n_bytes)
+        """Bytes that it keeps allocated, those that it shares included; asked between steps, for each sequence."""
+        n_shared = 0 if self.shared is None else self.shared.n_bytes
+        if not self.tensors:
+            return n_shared
+        n_positions = self.tensors[0].shape[1]
+        if not self._bytes_per_position:
+            self._bytes_per_position = sum(tensor.nbytes for tensor in self.tensors) // n_positions
+        return self._bytes_per_position * n_positions + n_shared
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values, without the shared ones."""

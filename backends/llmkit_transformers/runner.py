@@ -23,7 +23,7 @@ from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
-from llmkit_transformers.sampling import Sampler
+from llmkit_transformers.sampling import Sampler, likeliest
 from llmkit_transformers.stacks import Stacks
 
 _ROW_MULTIPLE = 4
@@ -50,14 +50,14 @@ class ChoiceSampler:
     chosen: list[int] = field(default_factory=list[int])
     scored: deque[ScoredToken] = field(default_factory=deque[ScoredToken])
 
-    def choose(self, logits: Tensor, likeliest: int) -> int:
+    def choose(self, logits: Tensor, top: int) -> int:
         """The next token.
 
         Args:
             logits: `(V,)`, unnormalised.
-            likeliest: their argmax, computed for all rows at once.
+            top: the likeliest token, found for all rows at once.
         """
-        token = likeliest
+        token = top
         if self.sampler.wants_logprobs:
             scored = self.sampler.next_scored(logits.float(), self.context, self.chosen)
             self.scored.append(scored)
@@ -115,8 +115,7 @@ class FlatRunner:
     def step(self, slices: Sequence[Slice]) -> list[list[int]]:
         """Read all slices in one forward pass; for each slice one token per sampler."""
         logits = self.logits(slices)
-        likeliest = cast("list[int]", logits.argmax(dim=-1).tolist())
-        rows = zip(slices, logits, likeliest, strict=True)
+        rows = zip(slices, logits, likeliest(logits), strict=True)
         return [[_own(sampler).choose(row, top) for sampler in piece.samplers] for piece, row, top in rows]
 
     def logits(self, slices: Sequence[Slice]) -> Tensor:

