@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.engine.memory import KVMemory
-from llmkit.engine.prefix_cache import BlockHash, hash_block
 from llmkit.engine.runner import ModelRunner
 from llmkit.engine.scheduler import Scheduler, Waiting
 from llmkit.engine.sequence import Delta, EngineRequest, Event, Failure, Share, TokenSequence
@@ -58,7 +57,6 @@ class Engine:
         kv_budget_bytes: what keys and values may take, live, promised and cached together.
         tokens_per_step: tokens that a step may read, at least 2.
         max_running: sequences that may run at once.
-        block_hash: hashes a block of tokens onto the chain before it.
         max_cached_bytes: what the part of them that is kept for requests to come may take; all of it by default.
     """
 
@@ -69,11 +67,10 @@ class Engine:
         kv_budget_bytes: int,
         tokens_per_step: int = 512,
         max_running: int = 64,
-        block_hash: BlockHash = hash_block,
         max_cached_bytes: int | None = None,
     ) -> None:
         self._runner = runner
-        self._memory = KVMemory(runner, kv_budget_bytes, block_hash, max_cached_bytes)
+        self._memory = KVMemory(runner, kv_budget_bytes, max_cached_bytes)
         self._scheduler = Scheduler(tokens_per_step, max_running)
         self._n_started = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.engine.prefix_cache import BlockHash, Match, Prefix, PrefixCache, hash_block
+from llmkit.engine.prefix_cache import Match, Prefix, PrefixCache
 from llmkit.engine.runner import TILE, ModelRunner
 from llmkit.engine.sequence import EngineRequest
 from llmkit.errors import CacheBudgetExceeded
@@ -23,7 +23,6 @@ class KVMemory:
     Args:
         runner: allocates and frees.
         budget_bytes: what live, promised and cached bytes may be together.
-        block_hash: hashes a block of tokens onto the chain before it.
         max_cached_bytes: what idle prefixes may be together, for runners on which they slow others down.
 
     Attributes:
@@ -38,13 +37,12 @@ class KVMemory:
         self,
         runner: ModelRunner,
         budget_bytes: int,
-        block_hash: BlockHash = hash_block,
         max_cached_bytes: int | None = None,
     ) -> None:
         self._runner = runner
         self._max_cached_bytes = budget_bytes if max_cached_bytes is None else max_cached_bytes
         self.budget_bytes = budget_bytes
-        self.cache = PrefixCache(block_hash)
+        self.cache = PrefixCache()
         self.live: dict[Prefix, int] = {}
         self.cached_bytes = 0
         self.n_adopted = self.n_forked = self.hit_tokens = 0
@@ -101,7 +99,7 @@ class KVMemory:
 
     def read(self, prefix: Prefix, token_ids: Sequence[int]) -> None:
         """Note that a live prefix has grown."""
-        self.cache.extend(prefix, token_ids)
+        prefix.token_ids.extend(token_ids)
 
     def retire(self, prefix: Prefix) -> None:
         """Keep a live prefix as an idle one, unless another has all of it; drop those that it has all of."""
@@ -111,8 +109,9 @@ class KVMemory:
         for covered in self.cache.covered_by(prefix):
             self.discard(covered)
         del self.live[prefix]
-        self.cache.idle[prefix] = prefix.keys_values.n_bytes
-        self.cached_bytes += self.cache.idle[prefix]
+        n_bytes = prefix.keys_values.n_bytes
+        self.cache.retire(prefix, n_bytes)
+        self.cached_bytes += n_bytes
         self._evict_to(self._max_cached_bytes)
 
     def discard(self, prefix: Prefix) -> None:
@@ -150,7 +149,7 @@ class KVMemory:
     def _adopted(self, match: Match, request: EngineRequest) -> Prefix:
         """The source itself, cut to what the newcomer uses and in the newcomer's mode."""
         prefix = match.prefix
-        self.cached_bytes -= self.cache.idle.pop(prefix)
+        self.cached_bytes -= self.cache.revive(prefix)
         self.live[prefix] = 0
         self._make_room(request)
         try:
@@ -159,15 +158,14 @@ class KVMemory:
         except Exception:
             self.discard(prefix)
             raise
-        self.cache.truncate(prefix, match.n_tokens)
+        del prefix.token_ids[match.n_tokens :]
         prefix.reproducible = request.reproducible
         self.n_adopted += 1
         return prefix
 
     def _copied(self, source: Prefix, n_tokens: int, reproducible: bool) -> Prefix:
         keys_values = self._runner.fork(source.keys_values, n_tokens)
-        hashes = source.hashes[: n_tokens // TILE + 1]
-        return self._alive(Prefix(keys_values, reproducible, source.token_ids[:n_tokens], hashes))
+        return self._alive(Prefix(keys_values, reproducible, source.token_ids[:n_tokens]))
 
     def _alive(self, prefix: Prefix) -> Prefix:
         self.cache.add(prefix)

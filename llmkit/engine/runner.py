@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 TILE = 64
-"""Positions in whose multiples buffers grow, and tokens of one block of the prefix cache."""
+"""Positions in whose multiples buffers grow."""
 
 
 class KeysValues(Protocol):

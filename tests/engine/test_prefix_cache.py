@@ -1,19 +1,15 @@
-"""The index of prefixes: it finds the longest there is, and never trusts a hash."""
+"""The order of prefixes: the longest there is, is found among few and among many."""
+
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.engine.prefix_cache import BlockHash, Prefix, PrefixCache, hash_block, n_common
-from llmkit.engine.runner import TILE
+from llmkit.engine import prefix_cache
+from llmkit.engine.prefix_cache import Prefix, PrefixCache, n_common
 from llmkit.testing.fake_runner import FakeKeysValues
 
-
-def constant_hash(previous: int, block: tuple[int, ...]) -> int:
-    return 0
-
-
-HASHES: list[BlockHash] = [hash_block, constant_hash, lambda previous, block: (previous + block[0]) % 3]
 # Runs of equal tokens, so that prompts share whole blocks and part at any place.
 TOKENS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 80)), min_size=1, max_size=4).map(
     lambda runs: [token for token, n in runs for _ in range(n)]
@@ -24,10 +20,9 @@ ENTRIES = st.lists(st.tuples(TOKENS, st.booleans(), st.booleans()), max_size=8)
 def added(cache: PrefixCache, tokens: list[int], *, reproducible: bool = False, idle: bool = True) -> Prefix:
     prefix = Prefix(FakeKeysValues(), reproducible)
     cache.add(prefix)
-    for start in range(0, len(tokens), 37):
-        cache.extend(prefix, tokens[start : start + 37])
+    prefix.token_ids.extend(tokens)
     if idle:
-        cache.idle[prefix] = 0
+        cache.retire(prefix, 7)
     return prefix
 
 
@@ -40,41 +35,46 @@ def check_longest(cache: PrefixCache, prefixes: list[Prefix], wanted: list[int],
         assert match.prefix.reproducible or not reproducible
 
 
-@given(entries=ENTRIES, wanted=TOKENS, reproducible=st.booleans(), block_hash=st.sampled_from(HASHES))
+@given(entries=ENTRIES, wanted=TOKENS, reproducible=st.booleans())
 def test_the_longest_match_is_found_at_any_token(
-    entries: list[tuple[list[int], bool, bool]], wanted: list[int], reproducible: bool, block_hash: BlockHash
+    entries: list[tuple[list[int], bool, bool]], wanted: list[int], reproducible: bool
 ) -> None:
-    cache = PrefixCache(block_hash)
+    cache = PrefixCache()
     prefixes = [added(cache, tokens, reproducible=mode, idle=idle) for tokens, mode, idle in entries]
     check_longest(cache, prefixes, wanted, reproducible)
 
 
-@given(entries=ENTRIES, wanted=TOKENS, block_hash=st.sampled_from(HASHES), data=st.data())
+@given(entries=ENTRIES, wanted=TOKENS, data=st.data())
 def test_what_was_cut_off_or_removed_is_not_found(
-    entries: list[tuple[list[int], bool, bool]], wanted: list[int], block_hash: BlockHash, data: st.DataObject
+    entries: list[tuple[list[int], bool, bool]], wanted: list[int], data: st.DataObject
 ) -> None:
-    cache = PrefixCache(block_hash)
-    prefixes = [added(cache, tokens) for tokens, _, _ in entries]
+    cache = PrefixCache()
+    prefixes = [added(cache, tokens, reproducible=mode, idle=idle) for tokens, mode, idle in entries]
     for prefix in list(prefixes):
-        kind = data.draw(st.sampled_from(["stays", "is cut", "grows again", "is removed"]))
+        kind = data.draw(st.sampled_from(["stays", "is cut", "grows", "is removed"]))
         if kind == "is removed":
             cache.remove(prefix)
             prefixes.remove(prefix)
         elif kind != "stays":
-            cache.truncate(prefix, data.draw(st.integers(1, len(prefix))))
-            cache.extend(prefix, data.draw(TOKENS) if kind == "grows again" else [])
+            if prefix in cache.idle:
+                assert cache.revive(prefix) == 7
+            del prefix.token_ids[data.draw(st.integers(1, len(prefix))) :]
+            prefix.token_ids.extend(data.draw(TOKENS) if kind == "grows" else [])
+            if data.draw(st.booleans()):
+                cache.retire(prefix, 7)
     check_longest(cache, prefixes, wanted, False)
     for prefix in prefixes:
         cache.remove(prefix)
-    assert not cache._by_hash
+    assert not cache.live
     assert not cache.idle
+    assert cache.longest(wanted, False) is None
 
 
-@given(entries=ENTRIES, tokens=TOKENS, mode=st.booleans(), block_hash=st.sampled_from(HASHES))
+@given(entries=ENTRIES, tokens=TOKENS, mode=st.booleans())
 def test_prefixes_of_each_other_are_found(
-    entries: list[tuple[list[int], bool, bool]], tokens: list[int], mode: bool, block_hash: BlockHash
+    entries: list[tuple[list[int], bool, bool]], tokens: list[int], mode: bool
 ) -> None:
-    cache = PrefixCache(block_hash)
+    cache = PrefixCache()
     others = [added(cache, other, reproducible=mode, idle=idle) for other, mode, idle in entries]
     prefix = added(cache, tokens, reproducible=mode, idle=False)
     covering = {p for p in others if p.token_ids[: len(tokens)] == tokens and (p.reproducible or not mode)}
@@ -84,13 +84,6 @@ def test_prefixes_of_each_other_are_found(
     found = cache.covering(prefix)
     assert found in covering if covering else found is None
     assert sorted(map(id, cache.covered_by(prefix))) == sorted(map(id, covered))
-
-
-def test_a_prefix_that_is_cut_is_still_found_where_hashes_collide() -> None:
-    cache = PrefixCache(constant_hash)
-    prefix = added(cache, [1] * 200)
-    cache.truncate(prefix, 100)
-    check_longest(cache, [prefix], [1] * 300, False)
 
 
 def test_nothing_in_common_is_no_match() -> None:
@@ -126,6 +119,23 @@ def test_common_tokens_are_counted(first: list[int], second: list[int], n: int) 
     assert n_common(first, second) == n
 
 
-def test_a_chain_covers_the_blocks_before_it() -> None:
-    block = tuple(range(TILE))
-    assert hash_block(hash_block(0, block), block) != hash_block(0, block)
+def test_many_idle_prefixes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, cache, n_compared = random.Random(1), PrefixCache(), [0]
+    system = draw.choices(range(100), k=150)  # that all of them begin with
+    prefixes = [added(cache, [*system, *draw.choices(range(100), k=90)]) for _ in range(2000)]
+
+    def counted(first: list[int], second: list[int]) -> int:
+        n_compared[0] += 1
+        return n_common(first, second)
+
+    monkeypatch.setattr(prefix_cache, "n_common", counted)
+    monkeypatch.setattr(prefix_cache, "_tokens", lambda prefix: counted([], []) or prefix.token_ids)
+    for prefix in prefixes[::100]:
+        match = cache.longest([*prefix.token_ids[:200], 100], False)
+        assert match is not None
+        assert (match.prefix, match.n_tokens) == (prefix, 200)
+        longer = added(cache, [*prefix.token_ids, 5], idle=False)
+        assert cache.covering(longer) is None
+        assert cache.covered_by(longer) == [prefix]
+        cache.remove(longer)
+    assert n_compared[0] / len(prefixes[::100]) < 100

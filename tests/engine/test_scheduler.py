@@ -95,7 +95,7 @@ def test_a_request_awaits_the_beginning_that_another_reads(
     scheduler, cache = Scheduler(10, 10), PrefixCache()
     ahead = running(scheduler, [1] * n_shared + [2] * 9, arrival=arrival)
     cache.add(ahead.prefix)
-    cache.extend(ahead.prefix, ([1] * n_shared)[:n_read])
+    ahead.prefix.token_ids.extend(([1] * n_shared)[:n_read])
     waiting = Waiting(make_request([1] * n_shared + [3]), 2)
     assert scheduler.awaits_prefix(waiting, cache) == awaits
 
@@ -106,9 +106,9 @@ def test_waiting_for_a_beginning_ends_when_it_is_read() -> None:
     cache.add(ahead.prefix)
     waiting = Waiting(make_request([1] * 100 + [3]), 2)
     assert scheduler.awaits_prefix(waiting, cache)
-    cache.extend(ahead.prefix, [1] * 99)
+    ahead.prefix.token_ids.extend([1] * 99)
     assert scheduler.awaits_prefix(waiting, cache)
-    cache.extend(ahead.prefix, [1])
+    ahead.prefix.token_ids.extend([1])
     assert not scheduler.awaits_prefix(waiting, cache)
 
 
