@@ -1,16 +1,13 @@
 """Attention for a flat step: the new tokens of many sequences end to end, each attending to its own past alone.
 
-Registered with transformers as an attention implementation. It knows positions and buffers, and nothing of requests or
-sampling. The step it works for is thread-local, so two models in two threads never meet.
+Registered with transformers as an attention implementation. It knows the step at hand (`flat_step.py`), and nothing of
+requests or sampling.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Generator, Hashable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from llmkit_transformers.keys_values import TILE, SequenceBuffers
-from llmkit_transformers.shared_prefix import SharedPrefix
-from llmkit_transformers.stacks import Stack
+from llmkit_transformers import flat_step
+from llmkit_transformers.flat_step import FlatStep, Piece, SharedRows, StackedRows
+from llmkit_transformers.keys_values import TILE
 
 NAME = "llmkit_flat"
 _ROW_MULTIPLE = 4
@@ -44,148 +41,6 @@ class NotUnderstood(Exception):
 
 class KeysAndValuesWritten(Exception):
     """The layer may stop here: nobody asks for more than its keys and values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The rows of one sequence in a step.
-
-    Attributes:
-        buffers: the sequence's keys and values.
-        first_row: where its rows begin in the step.
-        n_rows: how many there are.
-        start: position of the first of them in the sequence, shared tokens not counted.
-    """
-
-    buffers: SequenceBuffers
-    first_row: int
-    n_rows: int
-    start: int
-
-    @property
-    def end(self) -> int:
-        """Tokens that the sequence has of its own after the step."""
-        return self.start + self.n_rows
-
-
-@dataclass(frozen=True, slots=True)
-class StackedRows:
-    """The rows of a stack in a step, one of each member, in the order of its slots.
-
-    Attributes:
-        stack: the members' keys and values.
-        first_row: where the rows begin in the step.
-        positions: `(N,)`, of each row in its sequence, shared tokens not counted.
-        slots: `(N,)`, counting from 0.
-        position: of all rows, where they have the same.
-    """
-
-    stack: Stack
-    first_row: int
-    positions: Tensor
-    slots: Tensor
-    position: int | None
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put a layer's new keys and values, `(1, H_kv, T, D)` of all the step's rows, into the slots."""
-        rows = slice(self.first_row, self.first_row + len(self.stack.members))
-        for stacked, new in zip(self.stack.of_layer(layer), (keys, values), strict=True):
-            new_rows = new[0, :, rows].transpose(0, 1)
-            if self.position is None:
-                stacked[self.slots, :, self.positions] = new_rows
-            else:
-                stacked[:, :, self.position] = new_rows
-
-
-def stacked_rows(stack: Stack, first_row: int, positions: list[int], device: torch.device) -> StackedRows:
-    """The rows of a stack at these positions."""
-    same = positions[0] if min(positions) == max(positions) else None
-    at, slots = torch.tensor(positions, device=device), torch.arange(len(positions), device=device)
-    return StackedRows(stack, first_row, at, slots, same)
-
-
-@dataclass(frozen=True, slots=True)
-class SharedRows:
-    """The rows in a step of all sequences that begin with one shared prefix.
-
-    Attributes:
-        prefix: its keys and values.
-        rows: `(R,)`, which rows of the step; a slice where they stand side by side.
-    """
-
-    prefix: SharedPrefix
-    rows: Tensor | slice
-
-
-@dataclass(slots=True)
-class FlatStep:
-    """One step while it runs.
-
-    Attributes:
-        pieces: rows of sequences by themselves.
-        stacks: rows of sequences that stand side by side.
-        shared: rows of both that begin with something shared.
-        reproducible: keep to the rules that make rows independent; rows that share something are not among these.
-        writes: new keys and values are yet to be written.
-        attends: somebody asks for more than them.
-        n_layers: attention calls so far.
-        n_windowed: those of them with a sliding window.
-        is_plain: no call so far had a window, a softcap, or values of another size than keys.
-        log_sums: `(T, H)`, of each row's exponentials over its own keys, in the layer at hand; set where rows share.
-    """
-
-    pieces: Sequence[Piece]
-    stacks: Sequence[StackedRows]
-    shared: Sequence[SharedRows]
-    reproducible: bool
-    writes: bool = True
-    attends: bool = True
-    n_layers: int = 0
-    n_windowed: int = 0
-    is_plain: bool = True
-    masks: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
-    log_sums: Tensor = field(init=False)
-
-    @property
-    def layer(self) -> int:
-        """The layer at hand, counting from 0."""
-        return self.n_layers - 1
-
-
-def shared_rows(stacks: Sequence[StackedRows], pieces: Sequence[Piece]) -> list[SharedRows]:
-    """The rows of a step by what they begin with, where that is shared."""
-    rows_of: defaultdict[SharedPrefix, list[int]] = defaultdict(list)
-    for stacked in stacks:
-        for row, member in enumerate(stacked.stack.members, stacked.first_row):
-            if member.shared is not None:
-                rows_of[member.shared].append(row)
-    for piece in pieces:
-        if piece.buffers.shared is not None:
-            rows_of[piece.buffers.shared].extend(range(piece.first_row, piece.first_row + piece.n_rows))
-    return [SharedRows(prefix, _where(rows)) for prefix, rows in rows_of.items()]
-
-
-def _where(rows: list[int]) -> Tensor | slice:
-    """An index of these ascending rows; a slice, which copies nothing, where they stand side by side."""
-    is_dense = rows[-1] - rows[0] == len(rows) - 1
-    return slice(rows[0], rows[-1] + 1) if is_dense else torch.tensor(rows)
-
-
-class _Current(threading.local):
-    step: FlatStep | None = None
-
-
-_current = _Current()
-
-
-@contextmanager
-def running(step: FlatStep) -> Generator[FlatStep]:
-    """Make this the step that attention works for in this thread."""
-    before, _current.step = _current.step, step
-    try:
-        yield step
-    finally:
-        _current.step = before
 
 
 def flat_attention(
@@ -219,7 +74,7 @@ def flat_attention(
         NotUnderstood: an argument that is not honoured.
         KeysAndValuesWritten: the step attends no more.
     """
-    step = _current.step
+    step = flat_step.current()
     unknown = sorted(
         name for name, given in others.items() if given is not None and given is not False and name not in _IGNORED
     )

@@ -13,8 +13,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmkit_transformers import flat_attention
-from llmkit_transformers.flat_attention import FlatStep, KeysAndValuesWritten, Piece, shared_rows
+from llmkit_transformers import flat_step
+from llmkit_transformers.flat_attention import KeysAndValuesWritten
+from llmkit_transformers.flat_step import FlatStep, Piece, shared_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def narrowed(layer: nn.Module, wide: FlatStep, last: FlatStep, n_rows: int, kept
         with suppress(KeysAndValuesWritten):
             plain(*args, **kwargs)
         last.n_layers = wide.n_layers - 1
-        with flat_attention.running(last):
+        with flat_step.running(last):
             return plain(*_of_rows(args, n_rows, kept), **_of_rows(kwargs, n_rows, kept))
 
     layer.forward = forward

@@ -67,8 +67,8 @@ def _narrow_run(model: PreTrainedModel) -> str | None:
     buffers = [runner.new() for _ in prompts]
     read = runner.logits([Slice(b, p[:-1], 0, False) for b, p in zip(buffers, prompts, strict=True)])
     ended = runner.logits([Slice(b, p[-1:], len(p) - 1, False) for b, p in zip(buffers, prompts, strict=True)])
-    expected = [_own_logits(model, prompt[:-1]) for prompt in prompts] + [_own_logits(model, p) for p in prompts]
-    return _disagreement(torch.cat([read, ended]), torch.cat(expected), _tolerance(model))
+    expected = torch.stack([_own_logits(model, prompt, n_last=2) for prompt in prompts], dim=1)
+    return _disagreement(torch.stack([read, ended]), expected, _tolerance(model))
 
 
 def _known_obstacle(model: PreTrainedModel) -> str | None:
@@ -123,11 +123,11 @@ def _arguments_problem(runner: FlatRunner, config: Any) -> str | None:
     return None
 
 
-def _own_logits(model: PreTrainedModel, prompt: Sequence[int]) -> Tensor:
-    """`(1, V)`: what the model itself computes after the prompt."""
+def _own_logits(model: PreTrainedModel, prompt: Sequence[int], n_last: int = 1) -> Tensor:
+    """`(n_last, V)`: what the model itself computes after the last tokens of the prompt."""
     with torch.inference_mode():
         output = cast("Any", model)(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
-    return output.logits[0, -1:]
+    return output.logits[0, -n_last:]
 
 
 def _tolerance(model: PreTrainedModel) -> float:

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
-from llmkit_transformers import flat_attention, last_layer
-from llmkit_transformers.flat_attention import FlatStep, Piece, StackedRows, shared_rows, stacked_rows
+from llmkit_transformers import flat_attention, flat_step, last_layer
+from llmkit_transformers.flat_step import FlatStep, Piece, StackedRows, shared_rows, stacked_rows
 from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
@@ -130,7 +130,7 @@ class FlatRunner:
             self._forks.clear()
             step = FlatStep(rows.pieces, rows.stacks, shared_rows(rows.stacks, rows.pieces), reproducible)
             numerics = reproducible_numerics(reproducible, n_rows=len(rows.ids))
-            with numerics, flat_attention.running(step) as self.last_step:
+            with numerics, flat_step.running(step) as self.last_step:
                 return self._forward(rows, step)[: len(slices)]
 
     def _forward(self, rows: _Rows, step: FlatStep) -> Tensor:
@@ -140,7 +140,8 @@ class FlatRunner:
             last = last_layer.last_rows(step)
             places = torch.tensor(whole(last.rows), device=device)
             narrow = last_layer.narrowed(self._last_layer, step, last.step, len(ids), places)
-            kept = [last.rows.index(row) for row in kept]
+            place_of = {row: place for place, row in enumerate(last.rows)}
+            kept = [place_of[row] for row in kept]
         with narrow:
             output = cast("Any", self._model)(
                 input_ids=torch.tensor([ids], device=device),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_template_arguments_cannot_take_over_what_llmkit_sets(name: str) -> None
 def test_special_tokens_have_no_text() -> None:
     decode = encoder().decoder()
     assert decode([BOS, *encoder(None).encode(Request("héllo 😀")), tiny_models.EOS]) == "héllo 😀"
+
+
+@pytest.mark.parametrize("make", [tiny_models.byte_level_tokenizer, tiny_models.metaspace_tokenizer])
+def test_the_text_of_tokens_is_what_the_tokenizer_decodes(make: Any) -> None:
+    tokenizer, draw = tiny_models.wrapped(make()), random.Random(1)
+    decode = PromptEncoder(tokenizer).decoder()
+    for _ in range(50):
+        ids = [draw.randrange(len(tokenizer)) for _ in range(draw.randrange(9))]
+        assert decode(ids) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    tokenizer: Any = tiny_models.wrapped(tiny_models.byte_level_tokenizer())
+
+    class Shouting(type(tokenizer)):
+        def _decode(self, *args: Any, **kwargs: Any) -> str:
+            return super()._decode(*args, **kwargs).upper()
+
+    tokenizer.__class__ = Shouting
+    encoder = PromptEncoder(tokenizer)
+    assert encoder.decoder()(encoder.encode(Request("hi", raw=True))) == "HI"
 
 
 @pytest.mark.parametrize("make", [tiny_models.byte_level_tokenizer, tiny_models.metaspace_tokenizer])

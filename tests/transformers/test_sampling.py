@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from llmkit.params import GenerationParams
-from llmkit_transformers.sampling import Sampler, draw, penalised
+from llmkit_transformers.sampling import Sampler, draw, likeliest, penalised
 
 V = 12
 LOGITS = torch.tensor([2.0, 1.5, 1.4, 1.0, 0.5, 0.0, -0.3, -0.5, -1.0, -2.0, -3.0, -8.0])
@@ -43,6 +43,14 @@ def expected_probabilities(**filters: Any) -> torch.Tensor:
 def sampled(n: int, **params: Any) -> Counter[int]:
     sampler = Sampler(GenerationParams(do_sample=True, seed=11, **params))
     return Counter(sampler.next_token(LOGITS, [], [0] * index) for index in range(n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_likeliest_tokens_are_torchs_argmax(dtype: torch.dtype) -> None:
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)).mul(3).round().to(dtype)  # with ties
+    logits[3, 7] = torch.inf
+    logits[4] = -torch.inf
+    assert likeliest(logits) == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize(
