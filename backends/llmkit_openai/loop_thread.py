@@ -54,7 +54,7 @@ class LoopThread:
             ModelClosed: `close` was called.
         """
         queue = SimpleQueue[_Parcel[T]]()
-        production = self._begun(_Production(produce, queue.put, delay_s))
+        production = self._begun(produce, _Production(queue.put, delay_s))
         try:
             while True:
                 parcel = queue.get()
@@ -73,7 +73,7 @@ class LoopThread:
         def send(parcel: _Parcel[T]) -> None:
             letters.post(lambda: queue.put_nowait(parcel))
 
-        production = self._begun(_Production(produce, send, delay_s))
+        production = self._begun(produce, _Production(send, delay_s))
         try:
             while True:
                 parcel = await queue.get()
@@ -96,14 +96,14 @@ class LoopThread:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _begun(self, production: _Production[T]) -> _Production[T]:
+    def _begun(self, produce: Producer[T], production: _Production[T]) -> _Production[T]:
         with self._lock:
             if self._closed:
                 raise ModelClosed(self._name)
             if self._thread is None:
                 self._thread = self._started()
             # Under the lock, so that `close` finds the task.
-            self._loop.call_soon_threadsafe(production.begin)
+            self._loop.call_soon_threadsafe(production.begin, produce)
             return production
 
     def _end(self, production: _Production[Any]) -> None:
@@ -154,21 +154,22 @@ class _Parcel(Generic[T]):
 class _Production(Generic[T]):
     """A producer at work on the loop; its reader is woken once a turn of the loop, or less often, not for each item.
 
+    It does not hold the producer, and with it a model: timers of the loop may hold this object beyond its last parcel.
+
     Args:
-        produce: makes the items.
         send: hands parcels to the reader; the last one comes always, however the producer ends.
         delay_s: how long an item may wait for others, in seconds.
     """
 
-    def __init__(self, produce: Producer[T], send: Callable[[_Parcel[T]], None], delay_s: float) -> None:
-        self._produce, self._send, self._delay_s = produce, send, delay_s
+    def __init__(self, send: Callable[[_Parcel[T]], None], delay_s: float) -> None:
+        self._send, self._delay_s = send, delay_s
         self._items: list[T] = []
         self._task: asyncio.Task[None]
         self.is_over = False
 
-    def begin(self) -> None:
+    def begin(self, produce: Producer[T]) -> None:
         """Start it; called on the loop, as all else here."""
-        self._task = asyncio.get_running_loop().create_task(self._produce(self._put))
+        self._task = asyncio.get_running_loop().create_task(produce(self._put))
         self._task.add_done_callback(self._over)
 
     def cancel(self) -> None:

@@ -439,6 +439,17 @@ def test_a_dropped_model_ends_its_thread(server: ScriptedServer) -> None:
     assert not thread.is_alive()
 
 
+def test_an_answered_model_is_held_by_nothing(server: ScriptedServer) -> None:
+    for _ in range(20):
+        llm = llmkit.load(f"{server.url}#m")
+        assert llm.batch_run(["Hi", "Ho"]) == ["ok", "ok"]
+        assert asyncio.run(llm.arun("Hi")) == "ok"
+        gone = weakref.ref(llm)
+        del llm
+        # Not even until garbage is collected.
+        assert gone() is None
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_a_call_at_once(server: ScriptedServer) -> None:
     server.answers = [Answer([delta("one"), HANG])]
