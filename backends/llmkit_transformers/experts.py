@@ -1,4 +1,4 @@
-"""Mixtures of experts in a form that does not see neighbours: each expert reads its rows in multiples of four.
+"""Mixtures of experts in a form that does not see neighbours: each expert reads its rows by themselves.
 
 transformers' `batched_mm` is independent too, but copies an expert's weights for every row that chose it.
 """

@@ -21,6 +21,7 @@ from llmkit_transformers.keys_values import TILE
 
 NAME = "llmkit_flat"
 _ROW_MULTIPLE = 4
+"""The products within attention are MKL's, which treat the queries beyond a multiple of four differently."""
 _MANY_FOLDED = range(64, 129)
 _MANY_KEYS = 256
 """Where one fused attention call takes longer than its parts; measured in `docs/lab-log.md`."""

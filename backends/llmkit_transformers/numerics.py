@@ -28,6 +28,7 @@ from llmkit_transformers.products import (
     few_rows_product,
     is_for_few_rows,
     needs_own_product,
+    own_product,
     packed,
     row_product,
 )
@@ -159,12 +160,11 @@ def _packed_product(layer: nn.Module, x: Tensor) -> Tensor:
     weight: Tensor = cast("Any", layer).weight
     if not needs_own_product(x, weight):
         return type(layer).forward(layer, x)
-    bias: Tensor | None = cast("Any", layer).bias
     copy: _Packed | None = layer.__dict__.get("_llmkit_packed")
     if copy is None or copy.weight is not weight:
         outputs_first = weight.t() if isinstance(layer, Conv1D) else weight
         copy = layer.__dict__["_llmkit_packed"] = _Packed(weight, packed(outputs_first.detach().contiguous()))
-    return row_product(x, copy.made, bias)
+    return own_product(x, copy.made, cast("Any", layer).bias)
 
 
 def _multiplies_by_itself(module: nn.Module) -> bool:

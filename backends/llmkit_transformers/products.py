@@ -5,14 +5,15 @@ It knows neither layers nor modes.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, addmm, mm
 from torch.nn.functional import linear, pad
 
-ROW_MULTIPLE = 4
-"""Matrix kernels treat the rows beyond a multiple of four differently, so reproducible products have none."""
+ROW_MULTIPLE = 2
+"""oneDNN's kernels treat a lone row differently, and any two rows as they treat a thousand."""
 
 
 _ATEN_OWN_PRODUCTS = 4096
@@ -30,20 +31,36 @@ def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     dimension.
 
     Args:
-        x: `(..., K)`, rows in multiples of four.
+        x: `(..., K)`, rows in multiples of `ROW_MULTIPLE`.
         weight: `(N, K)`, plain or in oneDNN's own layout.
         bias: `(N,)`.
     """
-    if not needs_own_product(x, weight):
-        return linear(x, weight, bias)
+    return own_product(x, weight, bias) if needs_own_product(x, weight) else linear(x, weight, bias)
+
+
+def own_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`row_product` where it is known that `linear` will not do."""
     return cast("Any", torch.ops.mkldnn)._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def needs_own_product(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear` might compute a row in different ways in different company."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if not x.is_cpu or not _has_onednn(x.dtype):
         return False
     return x.dtype == torch.float32 or weight.numel() * ROW_MULTIPLE <= _ATEN_OWN_PRODUCTS
+
+
+@cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in this type here; narrow ones need a processor with instructions for them."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    operators = cast("Any", torch.ops.mkldnn)
+    if dtype == torch.bfloat16:
+        return operators._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return operators._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -73,5 +90,5 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def padded_rows(rows: Tensor) -> Tensor:
-    """`(R, K)` with rows of zeros up to the next multiple of four."""
+    """`(R, K)` with rows of zeros up to the next multiple of `ROW_MULTIPLE`."""
     return pad(rows, (0, 0, 0, -rows.shape[0] % ROW_MULTIPLE))

@@ -23,11 +23,9 @@ from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
+from llmkit_transformers.products import ROW_MULTIPLE
 from llmkit_transformers.sampling import Sampler, likeliest
 from llmkit_transformers.stacks import Stacks
-
-_ROW_MULTIPLE = 4
-"""Matrix kernels treat the rows beyond a multiple of four differently, so reproducible steps have none."""
 
 _LEAST_SAVING = 2
 """Rows to one that is asked for, from which the last layer is run on these alone."""
@@ -215,7 +213,7 @@ def _decoding(slices: Mapping[SequenceBuffers, Slice]) -> dict[SequenceBuffers, 
 
 
 def _padded(numbers: list[int]) -> list[int]:
-    return numbers + [0] * (-len(numbers) % _ROW_MULTIPLE)
+    return numbers + [0] * (-len(numbers) % ROW_MULTIPLE)
 
 
 def _buffers(keys_values: KeysValues) -> SequenceBuffers:

@@ -23,7 +23,7 @@ from llmkit_transformers.keys_values import TILE, SequenceBuffers
 from llmkit_transformers.numerics import COMPOSED, reproducible_numerics
 from llmkit_transformers.runner import FlatRunner
 
-_ROW_COUNTS = (4, 8, 12, 16, 20, 28, 32, 64, 100, 256, 512, 1024)
+_ROW_COUNTS = (2, 4, 6, 8, 12, 14, 16, 20, 28, 32, 64, 102, 256, 512, 1024)
 _ROWS_TRIED = 256
 _MOST_STARTS = 16
 """Row counts tried, rows that a layer is tried on, and places where a small company of them begins."""
@@ -58,7 +58,7 @@ class Verdict:
 def self_test(model: PreTrainedModel, runner: FlatRunner) -> Verdict:
     """Try whether rows have the same bits in any company, with the torch threads of this thread and with one.
 
-    Layers are tried on random rows, each shape once: row counts from 4 to 1,024, several offsets. The model is tried on
+    Layers are tried on random rows, each shape once: row counts from 2 to 1,024, several offsets. The model is tried on
     a prompt alone and in one go, against parts of it beside others: keys and values at every layer and position must be
     equal, which hold all that logits are made of. It costs a few forward passes of some hundred tokens.
 

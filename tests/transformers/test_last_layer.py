@@ -64,7 +64,8 @@ def test_only_the_last_rows_pass_the_last_layer(family: str, monkeypatch: pytest
     for slices, expected in (
         ([Slice(one, [5] * 9, 0, False), Slice(other, [6] * 30, 0, False)], 2),
         ([Slice(one, [5], 9, False), Slice(other, [6], 30, False)], 2),
-        ([Slice(one, [5], 10, True), Slice(other, [6] * 20, 31, True)], 4),
+        ([Slice(one, [5], 10, True), Slice(other, [6] * 20, 31, True)], 2),
+        ([Slice(other, [6] * 20, 51, True)], 2),  # one, and one of padding
     ):
         runner.logits(slices)
         assert n_rows[-1] == expected

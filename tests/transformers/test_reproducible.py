@@ -84,8 +84,8 @@ def odd_query_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat_attention, "_ROW_MULTIPLE", 1)
 
 
-def odd_matrix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_ROW_MULTIPLE", 1)
+def lone_matrix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROW_MULTIPLE", 1)
 
 
 def fused_activations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def sorted_experts(monkeypatch: pytest.MonkeyPatch) -> None:
 RULES = [
     (whole_slices, "1408"),
     (odd_query_rows, "2728"),
-    (odd_matrix_rows, "1408"),
+    (lone_matrix_rows, "1408"),
     (fused_activations, "2728"),
     (plain_products, "1408"),
     (sorted_experts, "qwen3-moe"),
@@ -182,7 +182,7 @@ def test_the_self_test_tries_a_large_layer_on_fewer_rows_than_a_small_one() -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_say_the_same_in_groups_of_fours_as_in_their_own_way(dtype: torch.dtype) -> None:
+def test_experts_say_the_same_in_groups_of_their_own_as_in_their_own_way(dtype: torch.dtype) -> None:
     model = built(FLAT["qwen3-moe"]()).to(dtype)
     block, x = model.model.layers[0].mlp, torch.randn(1, 37, 64, dtype=dtype)
     with torch.inference_mode():
