@@ -1,4 +1,4 @@
-"""When the threads may go that torch computes with, beside the one that asks for it.
+"""The threads that torch computes with, beside the one that asks for it: how many they are, and when they may go.
 
 OpenMP keeps a pool for each thread that ever computed in parallel. Once the pools of a process have more threads than
 there are cores, libgomp lets all of them sleep at once when they wait, instead of a few milliseconds later, and each
@@ -9,7 +9,8 @@ here gives its pool back when it has nothing to do; the next parallel loop start
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +35,19 @@ def _pause() -> Callable[[int], int] | None:
         except (OSError, AttributeError):
             continue
     return None
+
+
+@contextmanager
+def threads(n_threads: int) -> Generator[None]:
+    """Let torch compute with so many threads here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def thread_counts() -> list[int]:
+    """With how many threads a promise about bits is tried: as many as torch has here, and one."""
+    return sorted({1, torch.get_num_threads()}, reverse=True)

@@ -7,7 +7,6 @@ requests or sampling.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from llmkit_transformers import flat_step
-from llmkit_transformers.flat_step import FlatStep, Piece, SharedRows, StackedRows
+from llmkit_transformers.flat_step import AttentionKind, FlatStep, Piece, SharedRows, StackedRows
 from llmkit_transformers.keys_values import TILE
 
 NAME = "llmkit_flat"
-_ROW_MULTIPLE = 4
-"""The products within attention are MKL's, which treat the queries beyond a multiple of four differently."""
 _MANY_FOLDED = range(64, 129)
 _MANY_KEYS = 256
 """Where one fused attention call takes longer than its parts; measured in `docs/lab-log.md`."""
@@ -83,22 +80,15 @@ def flat_attention(
         raise NotUnderstood(f"attention arguments {unknown or 'mask'} are not honoured by the flat step")
     if query.stride(-1) != 1:  # as products of few rows leave it, and as kernels do not take it
         query = query.contiguous()
-    how = _How(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
-    step.n_layers += 1
-    step.n_windowed += sliding_window is not None
-    step.is_plain &= sliding_window is None and softcap is None and query.shape[-1] == value.shape[-1]
+    size = query.shape[-1]
+    scale = scaling if scaling is not None else size**-0.5
+    kind = AttentionKind(query.shape[1], key.shape[1], size, value.shape[-1], scale, sliding_window, softcap)
+    step.kinds.append(kind)
     if step.writes:
         _write(step, key, value)
     if not step.attends:
         raise KeysAndValuesWritten
-    return _attended(step, query, value.shape[-1], how), None
-
-
-@dataclass(frozen=True, slots=True)
-class _How:
-    scaling: float
-    window: int | None
-    softcap: float | None
+    return _attended(step, query, kind), None
 
 
 def _write(step: FlatStep, key: Tensor, value: Tensor) -> None:
@@ -110,24 +100,24 @@ def _write(step: FlatStep, key: Tensor, value: Tensor) -> None:
         piece.buffers.write(step.layer, piece.start, key[0, :, rows], value[0, :, rows])
 
 
-def _attended(step: FlatStep, query: Tensor, value_size: int, how: _How) -> Tensor:
+def _attended(step: FlatStep, query: Tensor, kind: AttentionKind) -> Tensor:
     """`(1, T, H, D_v)`: what rows with queries `(1, H, T, D)` find; rows of nobody, as padding has, find zeros."""
     make = query.new_zeros if step.reproducible else query.new_empty
-    out = make(1, query.shape[2], query.shape[1], value_size)
+    out = make(1, query.shape[2], query.shape[1], kind.value_size)
     if step.shared:
         step.log_sums = query.new_empty(query.shape[2], query.shape[1], dtype=torch.float32)
     for stacked in step.stacks:
-        _side_by_side(step, stacked, query, how, out)
+        _side_by_side(step, stacked, query, kind, out)
     for piece in step.pieces:
         rows = slice(piece.first_row, piece.first_row + piece.n_rows)
         attend = _tiled if step.reproducible and piece.buffers.shared is None else _whole
-        attend(step, piece, query[0, :, rows], how, out[0, rows].transpose(0, 1))
+        attend(step, piece, query[0, :, rows], kind, out[0, rows].transpose(0, 1))
     for beginning in step.shared:
-        _before(step, beginning, query, how, out)
+        _before(step, beginning, query, kind, out)
     return out
 
 
-def _side_by_side(step: FlatStep, stacked: StackedRows, query: Tensor, how: _How, out: Tensor) -> None:
+def _side_by_side(step: FlatStep, stacked: StackedRows, query: Tensor, kind: AttentionKind, out: Tensor) -> None:
     """One row of each sequence of a stack, all in one call: each is in the last tile of its keys.
 
     `query` is `(1, H, T, D)` of all the step's rows, `out` is `(1, T, H, D_v)`.
@@ -135,37 +125,35 @@ def _side_by_side(step: FlatStep, stacked: StackedRows, query: Tensor, how: _How
     keys, values = stacked.stack.of_layer(step.layer)
     rows = slice(stacked.first_row, stacked.first_row + len(keys))
     folded = query[0, :, rows].transpose(0, 1).reshape(len(keys), keys.shape[1], -1, query.shape[-1])
-    n_folded = folded.shape[2]
-    mask = _mask_of_stack(step, stacked, how.window)
+    mask = _mask_of_stack(step, stacked, kind.window)
     if stacked.stack.is_shared:
-        scored, log_sums = _scored_with_sums(folded, keys, values, mask, how)
+        scored, log_sums = _scored_with_sums(folded, keys, values, mask, kind)
         step.log_sums[rows] = log_sums.flatten(1)
     else:
-        missing = -n_folded % _ROW_MULTIPLE if step.reproducible else 0
-        folded = pad(folded, (0, 0, 0, missing)) if missing else folded
-        scored = _scored(folded, keys, values, mask, how)
-    out[0, rows] = scored[:, :, :n_folded].flatten(1, 2)
+        score = _scored_independently if step.reproducible else _scored
+        scored = score(folded, keys, values, mask, kind)
+    out[0, rows] = scored.flatten(1, 2)
 
 
-def _whole(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
+def _whole(step: FlatStep, piece: Piece, query: Tensor, kind: AttentionKind, out: Tensor) -> None:
     """All rows of a piece at once: as fast as it goes. `query` and `out`: `(H, n, D)`."""
     keys, values = piece.buffers.of_layer(step.layer)
-    first = 0 if how.window is None else max(0, piece.start - how.window + 1)
+    first = 0 if kind.window is None else max(0, piece.start - kind.window + 1)
     keys, values = keys[:, first : piece.end], values[:, first : piece.end]
     folded = _folded(query, keys.shape[0])
     at = (piece.start, piece.n_rows, first, piece.end)
-    mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], how.window)
+    mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], kind.window)
     if piece.buffers.shared is None:
-        attend = _scored_unfused if _is_unfused_faster(folded, keys, how) else _scored
-        scored = attend(folded[None], keys[None], values[None], mask, how)
+        attend = _scored_unfused if _is_unfused_faster(folded, keys, kind) else _scored
+        scored = attend(folded[None], keys[None], values[None], mask, kind)
     else:
-        scored, log_sums = _scored_with_sums(folded[None], keys[None], values[None], mask, how)
+        scored, log_sums = _scored_with_sums(folded[None], keys[None], values[None], mask, kind)
         rows = slice(piece.first_row, piece.first_row + piece.n_rows)
         step.log_sums[rows] = log_sums.reshape(out.shape[:2]).T
     out.copy_(scored.reshape(out.shape))
 
 
-def _before(step: FlatStep, shared: SharedRows, query: Tensor, how: _How, out: Tensor) -> None:
+def _before(step: FlatStep, shared: SharedRows, query: Tensor, kind: AttentionKind, out: Tensor) -> None:
     """Let rows look at the prefix that they share, too, all in one call, and weigh what they find against the rest.
 
     Two attentions over parts of the keys make the attention over all: each counts as much as the sum of its
@@ -175,14 +163,14 @@ def _before(step: FlatStep, shared: SharedRows, query: Tensor, how: _How, out: T
     """
     keys, values = shared.prefix.of_layer(step.layer)
     asked = query[0, :, shared.rows]
-    found, log_sums = _scored_with_sums(_folded(asked, len(keys))[None], keys[None], values[None], None, how)
+    found, log_sums = _scored_with_sums(_folded(asked, len(keys))[None], keys[None], values[None], None, kind)
     log_sums = log_sums.reshape(asked.shape[:2]).T
     weights = torch.sigmoid(log_sums - step.log_sums[shared.rows])[..., None]
     own, found = out[0, shared.rows].float(), found.reshape(asked.shape).transpose(0, 1).float()
     out[0, shared.rows] = torch.lerp(own, found, weights).to(out.dtype)
 
 
-def _tiled(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) -> None:
+def _tiled(step: FlatStep, piece: Piece, query: Tensor, kind: AttentionKind, out: Tensor) -> None:
     """Rows cut at tiles, each against all keys up to its tile's end, so that the bits depend on positions only."""
     keys, values = piece.buffers.of_layer(step.layer)
     at = piece.start
@@ -191,12 +179,9 @@ def _tiled(step: FlatStep, piece: Piece, query: Tensor, how: _How, out: Tensor) 
         n = min(piece.end, n_keys) - at
         rows = slice(at - piece.start, at - piece.start + n)
         folded = _folded(query[:, rows], keys.shape[0])
-        n_folded = folded.shape[1]
-        missing = -n_folded % _ROW_MULTIPLE
-        folded = pad(folded, (0, 0, 0, missing)) if missing else folded
-        mask = _mask(step, (at, n, 0, n_keys), n_folded, how.window, missing)
-        scored = _scored(folded[None], keys[None, :, :n_keys], values[None, :, :n_keys], mask, how)
-        out[:, rows] = scored[0, :, :n_folded].reshape(out[:, rows].shape)
+        mask = _mask(step, (at, n, 0, n_keys), folded.shape[1], kind.window, _n_missing(folded))
+        scored = _scored_independently(folded[None], keys[None, :, :n_keys], values[None, :, :n_keys], mask, kind)
+        out[:, rows] = scored.reshape(out[:, rows].shape)
         at += n
 
 
@@ -255,28 +240,49 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
 
 
-def _scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kind: AttentionKind) -> Tensor:
     """`(N, H_kv, R, D)` queries against `(N, H_kv, L, D)` keys, under a mask that broadcasts to `(N, H_kv, R, L)`."""
-    if how.softcap is None:
-        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=how.scaling)
-    scores = torch.matmul(query, keys.transpose(2, 3)) * how.scaling
-    scores = how.softcap * torch.tanh(scores / how.softcap)
+    if kind.softcap is None:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=kind.scaling)
+    scores = torch.matmul(query, keys.transpose(2, 3)) * kind.scaling
+    scores = kind.softcap * torch.tanh(scores / kind.softcap)
     scores = scores if mask is None else scores + mask
     return torch.matmul(torch.softmax(scores.float(), dim=-1).to(values.dtype), values)
 
 
-def _is_unfused_faster(query: Tensor, keys: Tensor, how: _How) -> bool:
+def _scored_independently(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kind: AttentionKind
+) -> Tensor:
+    """`_scored` in a form in which no row sees its neighbours; a mask with rows has those of the padding, too."""
+    n_sequences, n_heads, n_rows, _ = query.shape
+    missing = _n_missing(query)
+    query = pad(query, (0, 0, 0, missing)) if missing else query
+    if n_sequences * n_heads == 1:  # a product that is alone is split among threads
+        query, keys, values = (tensor.expand(2, -1, -1, -1) for tensor in (query, keys, values))
+    return _scored(query, keys, values, mask, kind)[:n_sequences, :, :n_rows]
+
+
+def _n_missing(query: Tensor) -> int:
+    """Rows by which `(..., R, D)` queries fall short of a multiple of 4, with D up to 64, of 8 up to 128, and so on.
+
+    The products within attention are MKL's, which takes another way for the last rows if they are few for their size.
+    """
+    n_rows, size = query.shape[-2:]
+    return -n_rows % max(4, 1 << (size - 1).bit_length() >> 4)
+
+
+def _is_unfused_faster(query: Tensor, keys: Tensor, kind: AttentionKind) -> bool:
     """Whether `_scored_unfused` takes less time for `(H_kv, R, D)` queries and `(H_kv, L, D)` keys: by a fifth at best.
 
     The fused kernel cuts queries into slices of 32 rows, which are few for so many keys.
     """
-    is_plain = how.softcap is None and how.window is None and query.device.type == "cpu"
+    is_plain = kind.softcap is None and kind.window is None and query.device.type == "cpu"
     return is_plain and query.dtype == torch.float32 and query.shape[1] in _MANY_FOLDED and keys.shape[1] >= _MANY_KEYS
 
 
-def _scored_unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _scored_unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kind: AttentionKind) -> Tensor:
     """`_scored` in single operations; the mask lets every row see all keys but those of the rows themselves."""
-    scores = torch.matmul(query * how.scaling, keys.transpose(2, 3))
+    scores = torch.matmul(query * kind.scaling, keys.transpose(2, 3))
     if mask is not None:
         n_new = query.shape[2]
         scores[..., -n_new:] += mask[..., -n_new:]
@@ -284,11 +290,11 @@ def _scored_unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
 
 
 def _scored_with_sums(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, how: _How
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kind: AttentionKind
 ) -> tuple[Tensor, Tensor]:
     """`_scored` on a processor, and the logarithm of the sum of each row's exponentials, `(N, H_kv, R)` in float32."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, keys, values, attn_mask=mask, scale=how.scaling
+        query, keys, values, attn_mask=mask, scale=kind.scaling
     )
 
 

@@ -91,6 +91,34 @@ class SharedRows:
     rows: Tensor | slice
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionKind:
+    """What a call of attention is like, whatever its rows are.
+
+    Attributes:
+        n_heads: of the queries.
+        n_kv_heads: of the keys and values.
+        size: columns of a query and of a key.
+        value_size: columns of a value.
+        scaling: factor of the scores.
+        window: positions that a token sees, itself included; None for all.
+        softcap: bound of the scores.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    size: int
+    value_size: int
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a row's attention may be taken apart by keys."""
+        return self.window is None and self.softcap is None and self.size == self.value_size
+
+
 @dataclass(slots=True)
 class FlatStep:
     """One step while it runs.
@@ -102,9 +130,7 @@ class FlatStep:
         reproducible: keep to the rules that make rows independent; rows that share something are not among these.
         writes: new keys and values are yet to be written.
         attends: somebody asks for more than them.
-        n_layers: attention calls so far.
-        n_windowed: those of them with a sliding window.
-        is_plain: no call so far had a window, a softcap, or values of another size than keys.
+        kinds: of the attention calls so far, one a layer.
         log_sums: `(T, H)`, of each row's exponentials over its own keys, in the layer at hand; set where rows share.
     """
 
@@ -114,16 +140,14 @@ class FlatStep:
     reproducible: bool
     writes: bool = True
     attends: bool = True
-    n_layers: int = 0
-    n_windowed: int = 0
-    is_plain: bool = True
+    kinds: list[AttentionKind] = field(default_factory=list[AttentionKind])
     masks: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
     log_sums: Tensor = field(init=False)
 
     @property
     def layer(self) -> int:
         """The layer at hand, counting from 0."""
-        return self.n_layers - 1
+        return len(self.kinds) - 1
 
 
 def shared_rows(stacks: Sequence[StackedRows], pieces: Sequence[Piece]) -> list[SharedRows]:

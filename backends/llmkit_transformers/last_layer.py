@@ -65,7 +65,7 @@ def narrowed(layer: nn.Module, wide: FlatStep, last: FlatStep, n_rows: int, kept
         wide.attends = False
         with suppress(KeysAndValuesWritten):
             plain(*args, **kwargs)
-        last.n_layers = wide.n_layers - 1
+        last.kinds = wide.kinds[:-1]
         with flat_step.running(last):
             return plain(*_of_rows(args, n_rows, kept), **_of_rows(kwargs, n_rows, kept))
 

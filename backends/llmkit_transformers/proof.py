@@ -110,15 +110,15 @@ def _dry_run(model: PreTrainedModel) -> str | None:
 
 
 def _arguments_problem(runner: FlatRunner, config: Any) -> str | None:
-    step = runner.last_step
-    if step is None or step.n_layers != config.num_hidden_layers:
-        n_calls = 0 if step is None else step.n_layers
-        return f"its {config.num_hidden_layers} layers called the attention function {n_calls} times"
-    kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
-    odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    calls = runner.last_step.kinds if runner.last_step is not None else []
+    if len(calls) != config.num_hidden_layers:
+        return f"its {config.num_hidden_layers} layers called the attention function {len(calls)} times"
+    layers: Sequence[str] = getattr(config, "layer_types", None) or ()
+    odd = sorted(set(layers) - {"full_attention", "sliding_attention"})
     if odd:
         return f"it has layers of {odd[0]}"
-    if kinds and step.n_windowed != sum(kind == "sliding_attention" for kind in kinds):
+    n_windowed = sum(call.window is not None for call in calls)
+    if layers and n_windowed != sum(layer == "sliding_attention" for layer in layers):
         return "its sliding windows do not reach the attention function"
     return None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -269,6 +270,8 @@ class Routes:
         )
         if verdict.problem:
             problem = f"a batch changes the bits of {name!r} here ({verdict.problem}); seeded requests run alone"
+            if model.device.type == "cpu" and torch.backends.mkl.is_available() and "MKL_CBWR" not in os.environ:
+                problem += "; MKL_CBWR=AUTO,STRICT in the environment, set before Python starts, may change that"
             warnings.warn(problem, NotReproducibleWarning, stacklevel=2)
         return verdict
 

@@ -152,7 +152,8 @@ class FlatRunner:
     @property
     def _may_share(self) -> bool:
         """Whether this model's attention can take a shared beginning apart from the rest."""
-        return self.last_step is not None and self.last_step.is_plain and self._device.type == "cpu"
+        step = self.last_step
+        return step is not None and self._device.type == "cpu" and all(kind.is_plain for kind in step.kinds)
 
     def close(self) -> None:
         """Nothing is held here; buffers are freed one by one."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
@@ -19,6 +18,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmkit.engine.runner import Slice
+from llmkit_transformers.attention_trial import attention_is_independent
+from llmkit_transformers.compute_threads import thread_counts, threads
 from llmkit_transformers.keys_values import TILE, SequenceBuffers
 from llmkit_transformers.numerics import COMPOSED, reproducible_numerics
 from llmkit_transformers.runner import FlatRunner
@@ -58,9 +59,10 @@ class Verdict:
 def self_test(model: PreTrainedModel, runner: FlatRunner) -> Verdict:
     """Try whether rows have the same bits in any company, with the torch threads of this thread and with one.
 
-    Layers are tried on random rows, each shape once: row counts from 2 to 1,024, several offsets. The model is tried on
-    a prompt alone and in one go, against parts of it beside others: keys and values at every layer and position must be
-    equal, which hold all that logits are made of. It costs a few forward passes of some hundred tokens.
+    Layers are tried on random rows, each shape once: row counts from 2 to 1,024, several offsets. Attention is tried by
+    itself, each kind once, after some hundred tokens. The model is tried on a prompt alone and in one go, against parts
+    of it beside others: keys and values at every layer and position must be equal, which hold all that logits are made
+    of. It costs a few forward passes of some hundred tokens.
 
     Args:
         model: made switchable.
@@ -68,23 +70,13 @@ def self_test(model: PreTrainedModel, runner: FlatRunner) -> Verdict:
     """
     began = time.perf_counter()
     with torch.inference_mode():
-        problems = (problem for find in (_layer_problems, _model_problems) for problem in find(model, runner))
+        problems = (
+            problem
+            for find in (_layer_problems, _attention_problems, _model_problems)
+            for problem in find(model, runner)
+        )
         problem = next(problems, "")
     return Verdict(problem, time.perf_counter() - began)
-
-
-@contextmanager
-def _threads(n_threads: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _thread_counts() -> list[int]:
-    return sorted({1, torch.get_num_threads()}, reverse=True)
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
@@ -131,13 +123,24 @@ def _rows_are_independent(layer: nn.Module, width: int, model: PreTrainedModel) 
     rows[::7, ::5] *= 40  # outliers, which 8-bit layers treat apart
     with reproducible_numerics(True):
         expected: Tensor = layer(rows)
-        for n_threads, n in product(_thread_counts(), counts):
-            with _threads(n_threads):
+        for n_threads, n in product(thread_counts(), counts):
+            with threads(n_threads):
                 n_starts = max(1, min(n_tried // n, _MOST_STARTS))
                 starts = range(n % 13, n % 13 + n_starts * n, n)
                 if not all(torch.equal(layer(rows[at : at + n].clone()), expected[at : at + n]) for at in starts):
                     return False
     return True
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+def _attention_problems(model: PreTrainedModel, runner: FlatRunner) -> Iterator[str]:
+    buffers = runner.new()
+    runner.logits([Slice(buffers, [0], 0, True)])
+    for kind in dict.fromkeys(runner.last_step.kinds if runner.last_step is not None else ()):
+        if not attention_is_independent(kind, model):
+            yield f"attention with {kind.n_heads} heads of {kind.size} gives a row other bits in company"
 
 
 # --- the whole model ------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def _model_problems(model: PreTrainedModel, runner: FlatRunner) -> Iterator[str]
     trials = [(torch.get_num_threads(), trial) for trial in _PARTS_AND_NEIGHBOURS]
     for n_threads, (parts, n_others) in [*trials, (1, _PARTS_AND_NEIGHBOURS[-1])]:
         cuts = (*parts, n_tokens - sum(parts))
-        with _threads(n_threads):
+        with threads(n_threads):
             is_equal = cuts[-1] < 1 or _equal_in_company(runner, prompt, cuts, n_others, alone, logits)
         if not is_equal:
             yield f"a prompt in parts of {cuts} tokens beside {n_others} others has other bits than alone"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from llmkit.engine.runner import Slice
+from llmkit.fingerprint import cpu_model
 from llmkit_transformers import experts, flat_attention, numerics, products, runner, self_test
 from llmkit_transformers.numerics import make_switchable, packed_bytes
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.company import STEP_SIZES, Company, threads
 from tests.transformers.flat_models import FLAT, built, usual
+
+ROOT = Path(__file__).parents[2]
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "1408": lambda: LlamaConfig(**usual(hidden_size=128, intermediate_size=1408)),
@@ -24,9 +33,25 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "2730": lambda: LlamaConfig(**usual(hidden_size=128, intermediate_size=2730, num_key_value_heads=1)),
     **{family: FLAT[family] for family in ("gemma2", "gpt2", "gpt-neox", "mistral", "qwen3-moe")},
 }
+HEADS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "heads of 64": lambda: LlamaConfig(**heads(4, 1, 64)),
+    "heads of 96": lambda: LlamaConfig(**heads(2, 2, 96)),
+    "heads of 128": lambda: LlamaConfig(**heads(4, 1, 128)),
+    "heads of 256": lambda: LlamaConfig(**heads(8, 1, 256)),
+    "heads of 256, capped": lambda: Gemma2Config(
+        **heads(2, 2, 256), sliding_window=100, query_pre_attn_scalar=256, attn_logit_softcapping=2.0
+    ),
+}
+"""Of the sizes that people use: neighbours matter in other ways there than among the heads of tiny models."""
+
 CASES = [(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)]
 CASES += [(shape, torch.float16) for shape in ("1408", "2730", "qwen3-moe")]
 COMPARISONS_EACH = 250
+
+
+def heads(n_heads: int, n_kv_heads: int, size: int) -> dict[str, Any]:
+    counts = {"num_attention_heads": n_heads, "num_key_value_heads": n_kv_heads, "head_dim": size}
+    return usual(**counts, max_position_embeddings=1024)
 
 
 def switchable(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -48,6 +73,18 @@ def test_logits_have_the_same_bits_in_any_company(shape: str, dtype: torch.dtype
     company = Company(model)
     company.compare(COMPARISONS_EACH)
     assert company.n_made >= COMPARISONS_EACH
+    assert company.n_different == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", HEADS)
+def test_heads_of_real_sizes_have_the_same_bits_in_any_company(shape: str, dtype: torch.dtype) -> None:
+    """And after more keys than the fused kernel takes at a time."""
+    model = switchable(HEADS[shape](), dtype)
+    if not claims(model):
+        pytest.skip("the self-test makes no claim on this processor, so there is nothing to hold")
+    company = Company(model, lengths=(3, 70, 130, 600), seed=5)
+    company.compare(COMPARISONS_EACH)
     assert company.n_different == 0
 
 
@@ -81,7 +118,19 @@ def whole_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def odd_query_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat_attention, "_ROW_MULTIPLE", 1)
+    monkeypatch.setattr(flat_attention, "_n_missing", lambda _: 0)
+
+
+def query_rows_in_fours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat_attention, "_n_missing", lambda query: -query.shape[-2] % 4)
+
+
+def products_that_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scored(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, kind: Any) -> Tensor:
+        padded = pad(query, (0, 0, 0, flat_attention._n_missing(query)))
+        return flat_attention._scored(padded, keys, values, mask, kind)[:, :, : query.shape[2]]
+
+    monkeypatch.setattr(flat_attention, "_scored_independently", scored)
 
 
 def lone_matrix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +153,8 @@ def sorted_experts(monkeypatch: pytest.MonkeyPatch) -> None:
 RULES = [
     (whole_slices, "1408"),
     (odd_query_rows, "2728"),
+    (query_rows_in_fours, "heads of 128"),
+    (products_that_are_alone, "heads of 128"),
     (lone_matrix_rows, "1408"),
     (fused_activations, "2728"),
     (plain_products, "1408"),
@@ -117,8 +168,8 @@ def test_the_self_test_notices_a_broken_rule_wherever_it_matters(
 ) -> None:
     """Which rules matter differs between processors; what must not happen is a difference under a claim."""
     break_rule(monkeypatch)
-    model = switchable(SHAPES[shape]())
-    with threads(2):
+    model = switchable((SHAPES | HEADS)[shape]())
+    with threads(3):
         claimed = claims(model)
     company = Company(model, seed=3)
     company.compare(150)
@@ -135,10 +186,29 @@ def test_the_self_test_names_a_layer_that_looks_at_its_neighbours() -> None:
     assert verdict.elapsed_s > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_self_test_names_attention_that_looks_at_neighbours_after_many_tokens(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No prompt of the whole model is that long; and a narrow type's own bits would not show so little."""
+    real = flat_attention._scored_independently
+
+    def leaking(query: Tensor, keys: Tensor, *others: Any) -> Tensor:
+        is_seen = keys.shape[2] > 512 and query.dtype == torch.float32
+        return real(query, keys, *others) * (1 + 1e-6 * query.shape[2] * is_seen)
+
+    monkeypatch.setattr(flat_attention, "_scored_independently", leaking)
+    model = switchable(FLAT["llama"](), dtype)
+    problem = self_test.self_test(model, FlatRunner(model)).problem
+    assert problem == "attention with 4 heads of 16 gives a row other bits in company"
+
+
 def test_the_self_test_names_whole_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No layer alone shows that a row's bits depend on how its sequence was cut."""
+    """No layer alone shows that a row's bits depend on how its sequence was cut; attention and the model do."""
     whole_slices(monkeypatch)
     model = switchable(FLAT["llama"]())
+    assert "attention with" in self_test.self_test(model, FlatRunner(model)).problem
+    monkeypatch.setattr(self_test, "attention_is_independent", lambda *_: True)
     assert "has other bits than alone" in self_test.self_test(model, FlatRunner(model)).problem
 
 
@@ -154,6 +224,8 @@ def test_the_self_test_names_stacks_whose_rows_see_one_another(monkeypatch: pyte
 
     monkeypatch.setattr(flat_attention, "_side_by_side", leaking)
     model = switchable(FLAT["llama"]())
+    assert "attention with" in self_test.self_test(model, FlatRunner(model)).problem
+    monkeypatch.setattr(self_test, "attention_is_independent", lambda *_: True)
     assert "has other bits than alone" in self_test.self_test(model, FlatRunner(model)).problem
     assert max(n_together) > 1
 
@@ -176,6 +248,31 @@ def test_the_self_test_tries_a_large_layer_on_fewer_rows_than_a_small_one() -> N
         assert self_test._rows_are_independent(Counting(n_weights), 8, model)
         assert max(seen[1:]) * n_weights <= 2**32
     assert max(counts[16][1:]) == 1024 > max(counts[1 << 23][1:]) == 512
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="products are not MKL's here")
+def test_strict_products_of_mkl_bring_a_claim_where_older_instructions_allow_none() -> None:
+    """As on a processor without AVX-512, whose float32 products depend on where in memory they are."""
+    code = """
+        from tests.transformers.test_reproducible import HEADS, Company, claims, switchable
+        model = switchable(HEADS["heads of 128"]())
+        company = Company(model, lengths=(3, 70, 600))
+        company.compare(150)
+        print(claims(model), company.n_different)
+    """
+    old = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    said: list[list[str]] = []
+    for more in ({"MKL_CBWR": ""}, {"MKL_CBWR": "AUTO,STRICT"}):
+        environment = os.environ | old | more
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
+        )
+        said.append(done.stdout.split())
+    plain, strict = said
+    assert plain[0] == "False" or plain[1] == "0"
+    if "Intel" in cpu_model():
+        assert strict == ["True", "0"]
 
 
 # --- mixtures of experts, small products ----------------------------------------------------------------------------

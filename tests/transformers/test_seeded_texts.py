@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -191,6 +192,8 @@ def test_ten_seeded_turns_have_the_same_bits_cached_uncached_and_replayed_cold(t
 
 # --- a claim withdrawn ----------------------------------------------------------------------------------------------
 
+WAY_OUT = "; MKL_CBWR=AUTO,STRICT" if torch.backends.mkl.is_available() and "MKL_CBWR" not in os.environ else "$"
+
 
 def test_where_the_self_test_fails_a_warning_says_so_and_seeded_requests_run_alone(
     model_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
@@ -201,7 +204,7 @@ def test_where_the_self_test_fails_a_warning_says_so_and_seeded_requests_run_alo
         layer.forward = lambda x: intact(x) + 1e-2 * x.mean()
         with (
             caplog.at_level(logging.INFO, "llmkit_transformers"),
-            pytest.warns(NotReproducibleWarning, match="down_proj"),
+            pytest.warns(NotReproducibleWarning, match=f"down_proj.*run alone{WAY_OUT}"),
         ):
             first = llm.run("hello", seed=1, max_tokens=6)
         assert "self-test of" in caplog.text
