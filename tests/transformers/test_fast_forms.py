@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from llmkit.engine.runner import Slice
 from llmkit_transformers import flat_attention, numerics
+from llmkit_transformers.flat_step import AttentionKind
 from llmkit_transformers.numerics import make_switchable, packed_bytes, reproducible_numerics
 from llmkit_transformers.products import few_rows_product, is_for_few_rows
 from llmkit_transformers.runner import FlatRunner
@@ -134,7 +135,8 @@ def attended(form: Any, n_heads: int, n_groups: int, n_rows: int, n_keys: int) -
     keys, values = torch.randn(2, 1, n_heads, n_keys, 16).unbind()
     unseen = torch.full((n_rows, n_rows), -torch.inf).triu(1)
     mask = torch.cat([torch.zeros(n_rows, n_keys - n_rows), unseen], dim=1).repeat(n_groups, 1)
-    return form(query, keys, values, mask, flat_attention._How(0.25, None, None))
+    kind = AttentionKind(n_heads * n_groups, n_heads, 16, 16, 0.25, None, None)
+    return form(query, keys, values, mask, kind)
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 41, 1832), (2, 1, 64, 256), (1, 4, 32, 300), (2, 2, 64, 257)])
