@@ -6,8 +6,6 @@ What each row's logits must be is known from reading its prompt alone, token by 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import Slice
+from llmkit_transformers.compute_threads import threads
 from tests.transformers.flat_models import runner_of
 
 N_THREADS = (1, 2, 3, 4, 6, 8)
 STEP_SIZES = (1, 2, 3, 4, 7, 16, 33, 64)
-
-
-@contextmanager
-def threads(n_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(eq=False)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from llmkit.gpt_task import ModelCache, run_task
 from llmkit_transformers import TransformersLLM
+from llmkit_transformers.compute_threads import threads
 from llmkit_transformers.loading import LoadOptions, load_model
 from llmkit_transformers.numerics import make_switchable, reproducible_numerics
 from llmkit_transformers.proof import why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import self_test
 from tests import tiny_models
-from tests.transformers.company import N_THREADS, Company, threads
+from tests.transformers.company import N_THREADS, Company
 
 pytest.importorskip("bitsandbytes")
 

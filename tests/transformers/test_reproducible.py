@@ -20,9 +20,10 @@ from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, PreTrained
 from llmkit.engine.runner import Slice
 from llmkit.fingerprint import cpu_model
 from llmkit_transformers import experts, flat_attention, numerics, products, runner, self_test
+from llmkit_transformers.compute_threads import threads
 from llmkit_transformers.numerics import make_switchable, packed_bytes
 from llmkit_transformers.runner import FlatRunner
-from tests.transformers.company import STEP_SIZES, Company, threads
+from tests.transformers.company import STEP_SIZES, Company
 from tests.transformers.flat_models import FLAT, built, usual
 
 ROOT = Path(__file__).parents[2]

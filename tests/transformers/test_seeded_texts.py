@@ -21,9 +21,9 @@ import torch
 
 from llmkit import Completion, GenerationParams, Request
 from llmkit_transformers import TransformersLLM
+from llmkit_transformers.compute_threads import threads
 from llmkit_transformers.routes import NotReproducibleWarning
 from tests import tiny_models
-from tests.transformers.company import threads
 
 BEGINNINGS = ["the capital of France is ", "how are you today my friend ", "x", "bonjour " * 10]
 
