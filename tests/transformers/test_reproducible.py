@@ -270,10 +270,10 @@ def test_strict_products_of_mkl_bring_a_claim_where_older_instructions_allow_non
             command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True
         )
         said.append(done.stdout.split())
-    plain, strict = said
-    assert plain[0] == "False" or plain[1] == "0"
+    for claimed, n_different in said:
+        assert claimed == "False" or n_different == "0"
     if "Intel" in cpu_model():
-        assert strict == ["True", "0"]
+        assert said[1] == ["True", "0"]
 
 
 # --- mixtures of experts, small products ----------------------------------------------------------------------------
