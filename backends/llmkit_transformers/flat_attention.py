@@ -193,24 +193,35 @@ def _folded(query: Tensor, n_kv_heads: int) -> Tensor:
 def _mask(
     step: FlatStep, place: tuple[int, int, int, int], n_folded: int, window: int | None, n_padding: int = 0
 ) -> Tensor:
-    """`(G * n + padding, L)` additive float mask: 0 where a row may look, -inf elsewhere.
+    """Additive float mask: 0 where a row may look, -inf elsewhere; `(G * n + padding, L)`, or `(1, L)` where n is 1.
 
     Args:
         step: the step, which keeps it for its other layers.
         place: position of the first row, number of rows n, the first key, and the one behind the last.
         n_folded: rows with the heads that share keys, G * n.
         window: positions that a row sees.
-        n_padding: rows that see everything.
+        n_padding: rows that see whatever they may.
     """
 
     def make() -> Tensor:
-        start, n_rows, *keys = place
+        start, n_rows, first, end = place
         reference = step.pieces[0].buffers.tensors[0]
+        if n_rows == 1:
+            return _mask_of_one(reference, start - first, end - first, window)
         rows = torch.arange(start, start + n_rows, device=reference.device)
-        seen = _seen(torch.arange(*keys, device=reference.device), rows[:, None], window)
+        seen = _seen(torch.arange(first, end, device=reference.device), rows[:, None], window)
         return pad(_additive(seen, reference).repeat(n_folded // n_rows, 1), (0, 0, 0, n_padding))
 
     return _once(step, (place, n_folded, window, n_padding), make)
+
+
+def _mask_of_one(like: Tensor, position: int, n_keys: int, window: int | None) -> Tensor:
+    """`(1, L)` for all heads of a row at a position among the keys: most steps are such ones, so it is made quickly."""
+    mask = like.new_zeros(1, n_keys)
+    mask[:, position + 1 :] = -torch.inf
+    if window is not None:
+        mask[:, : max(0, position + 1 - window)] = -torch.inf
+    return mask
 
 
 def _mask_of_stack(step: FlatStep, stacked: StackedRows, window: int | None) -> Tensor:
@@ -256,7 +267,8 @@ def _scored_independently(
     """`_scored` in a form in which no row sees its neighbours; a mask with rows has those of the padding, too."""
     n_sequences, n_heads, n_rows, _ = query.shape
     missing = _n_missing(query)
-    query = pad(query, (0, 0, 0, missing)) if missing else query
+    if missing:  # whatever rows: the same ones again
+        query = torch.cat((query,) * (1 + -(-missing // n_rows)), dim=2)[:, :, : n_rows + missing]
     if n_sequences * n_heads == 1:  # a product that is alone is split among threads
         query, keys, values = (tensor.expand(2, -1, -1, -1) for tensor in (query, keys, values))
     return _scored(query, keys, values, mask, kind)[:n_sequences, :, :n_rows]

@@ -38,7 +38,7 @@ from llmkit_transformers.encoding import PromptEncoder
 from llmkit_transformers.identity import folder_digest, kernel_choices, weights_digest
 from llmkit_transformers.loading import Dtype, LoadedModel, LoadOptions, load_model
 from llmkit_transformers.masks import guide_tokenizer
-from llmkit_transformers.numerics import packed_bytes
+from llmkit_transformers.packed import packed_bytes
 from llmkit_transformers.routes import EngineInfo, RouteOptions, Routes
 from llmkit_transformers.settings import ModelSettings, vocabulary_size, window
 from llmkit_transformers.tokenizer import load_tokenizer

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -22,20 +21,17 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmkit_transformers import experts, quantized
+from llmkit_transformers import experts, packed, quantized
 from llmkit_transformers.products import (
     FEW_ROWS,
     few_rows_product,
     is_for_few_rows,
-    needs_own_product,
-    own_product,
-    packed,
     row_product,
 )
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
+    return x / torch.neg(x).exp_().add_(1)  # in place: one new tensor instead of three
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -110,8 +106,9 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
     kind = type(module).__name__
     if kind in COMPOSED:
         return COMPOSED[kind]
-    if type(module) in (nn.Linear, Conv1D):
-        return partial(_packed_product, module)
+    if isinstance(module, (nn.Linear, Conv1D)) and type(module) in (nn.Linear, Conv1D):
+        packed.prepare(module)
+        return partial(packed.packed_product, module)
     if kind in quantized.PRODUCTS and not hasattr(module, "base_layer"):  # peft's wrappers have the same names
         return partial(quantized.PRODUCTS[kind], module, module.forward)
     if experts.are_experts(module):
@@ -119,23 +116,6 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
     if _multiplies_by_itself(module):
         return partial(_with_row_products, module.forward)
     return None
-
-
-def packed_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the second copies of weights that have been made so far."""
-    copies: Iterable[_Packed | None] = (module.__dict__.get("_llmkit_packed") for module in model.modules())
-    return sum(copy.weight.nbytes for copy in copies if copy is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A weight in oneDNN's layout, and the weight it was made of; a copy of a layer has the same one to begin with."""
-
-    weight: Tensor
-    made: Tensor
-
-    def __deepcopy__(self, _: object) -> _Packed:
-        return self
 
 
 def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
@@ -150,21 +130,6 @@ def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
 
     cast("Any", forward).switched = module
     module.forward = forward
-
-
-def _packed_product(layer: nn.Module, x: Tensor) -> Tensor:
-    """`x @ W + b` with the weight in oneDNN's layout, where its kernels are needed.
-
-    The layout is made at the first step that needs it and kept beside the weight it was made of.
-    """
-    parameters: dict[str, Tensor] = cast("Any", layer)._parameters  # `layer.weight` takes ten times as long
-    weight, copy = parameters["weight"], cast("_Packed | None", layer.__dict__.get("_llmkit_packed"))
-    if copy is None or copy.weight is not weight:
-        if not needs_own_product(x, weight):
-            return type(layer).forward(layer, x)
-        outputs_first = weight.t() if isinstance(layer, Conv1D) else weight
-        copy = layer.__dict__["_llmkit_packed"] = _Packed(weight, packed(outputs_first.detach().contiguous()))
-    return own_product(x, copy.made, parameters["bias"])
 
 
 def _multiplies_by_itself(module: nn.Module) -> bool:

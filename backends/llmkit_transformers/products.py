@@ -63,7 +63,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def packed(weight: Tensor) -> Tensor:
+def reordered(weight: Tensor) -> Tensor:
     """A float32 weight `(N, K)` in oneDNN's own layout, which saves bringing it there at each product; others as is."""
     if weight.dtype != torch.float32:
         return weight

@@ -22,7 +22,7 @@ from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelInvalid
 from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk, Request
-from llmkit_transformers import compute_threads
+from llmkit_transformers import compute_threads, packed
 from llmkit_transformers.adapters import AdapterFiles, Adapters
 from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
@@ -134,6 +134,7 @@ class Routes:
 
     def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
         make_switchable(self._loaded.model)
+        packed.join(self._loaded.model)
         self._runner.bytes_for(1)  # learnt here, since callers' threads ask for it later
         return EngineRoute(
             self._runner,
@@ -245,6 +246,7 @@ class Routes:
         if reason is not None:
             what = f"with the adapter {str(files.path)!r}, {self._loaded.files.name!r} cannot run on the engine"
             raise ModelInvalid(f"{what}: {reason}; load it with engine=False")
+        packed.join(self._loaded.model)
         self._proved.add(files)
 
     def _tested(self) -> Verdict:

@@ -134,7 +134,7 @@ class FlatRunner:
     def _forward(self, rows: _Rows, step: FlatStep) -> Tensor:
         whole, device = _padded if step.reproducible else list[int], self._device
         ids, kept, narrow = whole(rows.ids), rows.last, nullcontext()
-        if self._last_layer is not None and len(kept) <= len(ids) // _LEAST_SAVING:
+        if self._last_layer is not None and len(kept) <= len(rows.ids) // _LEAST_SAVING:
             last = last_layer.last_rows(step)
             places = torch.tensor(whole(last.rows), device=device)
             narrow = last_layer.narrowed(self._last_layer, step, last.step, len(ids), places)

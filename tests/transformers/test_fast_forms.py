@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from llmkit.engine.runner import Slice
 from llmkit_transformers import flat_attention, numerics
 from llmkit_transformers.flat_step import AttentionKind
-from llmkit_transformers.numerics import make_switchable, packed_bytes, reproducible_numerics
+from llmkit_transformers.numerics import make_switchable, reproducible_numerics
+from llmkit_transformers.packed import packed_bytes
 from llmkit_transformers.products import few_rows_product, is_for_few_rows
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.flat_models import FLAT, V, built

@@ -71,6 +71,21 @@ def test_only_the_last_rows_pass_the_last_layer(family: str, monkeypatch: pytest
         assert n_rows[-1] == expected
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_step_of_single_tokens_calls_the_last_layer_once(reproducible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone reproducible row is one of a pair, which is no reason to leave the other out of the last layer."""
+    model = built(FLAT["llama"]())
+    make_switchable(model)
+    n_rows: list[int] = []
+    attention = model.model.layers[-1].self_attn
+    monkeypatch.setattr(attention.q_proj, "forward", noting(attention.q_proj.forward, n_rows))
+    runner = FlatRunner(model, narrow=True)
+    kept = runner.new()
+    for at in range(3):
+        runner.logits([Slice(kept, [5], at, reproducible)])
+    assert len(n_rows) == 3
+
+
 def noting(forward: Any, n_rows: list[int]) -> Any:
     def noted(x: Tensor, *others: Any) -> Any:
         n_rows.append(x.numel() // x.shape[-1])

@@ -19,9 +19,10 @@ from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, PreTrained
 
 from llmkit.engine.runner import Slice
 from llmkit.fingerprint import cpu_model
-from llmkit_transformers import experts, flat_attention, numerics, products, runner, self_test
+from llmkit_transformers import experts, flat_attention, numerics, packed, products, runner, self_test
 from llmkit_transformers.compute_threads import threads
-from llmkit_transformers.numerics import make_switchable, packed_bytes
+from llmkit_transformers.numerics import make_switchable
+from llmkit_transformers.packed import join, packed_bytes
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.company import STEP_SIZES, Company
 from tests.transformers.flat_models import FLAT, built, usual
@@ -58,6 +59,7 @@ def heads(n_heads: int, n_kv_heads: int, size: int) -> dict[str, Any]:
 def switchable(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     model = built(config).to(dtype)
     make_switchable(model)
+    join(model)
     return model
 
 
@@ -144,7 +146,7 @@ def fused_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "needs_own_product", lambda *_: False)
-    monkeypatch.setattr(numerics, "needs_own_product", lambda *_: False)
+    monkeypatch.setattr(packed, "needs_own_product", lambda *_: False)
 
 
 def sorted_experts(monkeypatch: pytest.MonkeyPatch) -> None:
