@@ -99,9 +99,12 @@ class PromptEncoder:
         parse = Environment(extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]).parse
         return {name for source in sources for name in meta.find_undeclared_variables(parse(source))}
 
-    def _ids(self, text: str, **options: bool) -> list[int]:
+    def _ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if _encodes_as_usual(self.tokenizer):
+            encode = self.tokenizer.backend_tokenizer.encode_batch_fast
+            return encode([text], add_special_tokens=add_special_tokens)[0].ids
         # Not verbose: a long text is fitted or refused by the window later on.
-        return self.tokenizer(text, verbose=False, **options)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
     def _render(self, messages: Sequence[Message], request: Request) -> str:
         return self.tokenizer.apply_chat_template(
@@ -126,6 +129,18 @@ class PromptEncoder:
         if _decodes_as_usual(self.tokenizer):
             return partial(self.tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
         return lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _encodes_as_usual(tokenizer: Any) -> bool:
+    """Whether encoding is left to the `tokenizers` library, which without the places of tokens takes half the time."""
+    kind, usual = cast("Any", type(tokenizer)), cast("Any", PreTrainedTokenizerFast)
+    if not issubclass(kind, usual) or hasattr(kind, "_switch_to_input_mode"):
+        return False
+    if (kind.__call__, kind._encode_plus) != (usual.__call__, usual._encode_plus):
+        return False
+    backend = tokenizer.backend_tokenizer
+    is_whole = backend.truncation is None and backend.padding is None
+    return is_whole and bool(backend.encode_special_tokens) == bool(tokenizer.split_special_tokens)
 
 
 def _decodes_as_usual(tokenizer: PreTrainedTokenizerBase) -> bool:

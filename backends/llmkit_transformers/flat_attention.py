@@ -141,10 +141,11 @@ def _whole(step: FlatStep, piece: Piece, query: Tensor, kind: AttentionKind, out
     first = 0 if kind.window is None else max(0, piece.start - kind.window + 1)
     keys, values = keys[:, first : piece.end], values[:, first : piece.end]
     folded = _folded(query, keys.shape[0])
-    at = (piece.start, piece.n_rows, first, piece.end)
+    is_unfused = piece.buffers.shared is None and _is_unfused_faster(folded, keys, kind)
+    at = (piece.start, piece.n_rows, piece.start if is_unfused else first, piece.end)
     mask = None if piece.n_rows == 1 else _mask(step, at, folded.shape[1], kind.window)
     if piece.buffers.shared is None:
-        attend = _scored_unfused if _is_unfused_faster(folded, keys, kind) else _scored
+        attend = _scored_unfused if is_unfused else _scored
         scored = attend(folded[None], keys[None], values[None], mask, kind)
     else:
         scored, log_sums = _scored_with_sums(folded[None], keys[None], values[None], mask, kind)
@@ -293,11 +294,10 @@ def _is_unfused_faster(query: Tensor, keys: Tensor, kind: AttentionKind) -> bool
 
 
 def _scored_unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kind: AttentionKind) -> Tensor:
-    """`_scored` in single operations; the mask lets every row see all keys but those of the rows themselves."""
+    """`_scored` in single operations; the mask is for the last keys alone, every row sees all others."""
     scores = torch.matmul(query * kind.scaling, keys.transpose(2, 3))
     if mask is not None:
-        n_new = query.shape[2]
-        scores[..., -n_new:] += mask[..., -n_new:]
+        scores[..., -mask.shape[-1] :] += mask
     return torch.matmul(torch.softmax(scores, dim=-1, out=scores), values)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from llmkit.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
 from llmkit.history import fold_system
@@ -100,6 +101,50 @@ def test_the_text_of_tokens_is_what_the_tokenizer_decodes(make: Any) -> None:
     for _ in range(50):
         ids = [draw.randrange(len(tokenizer)) for _ in range(draw.randrange(9))]
         assert decode(ids) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+TEXTS = [" ", "hi", "héllo 😀\n\n  two  spaces", "<s>user: </s> <s>", "<pad>x<unk>", "a" * 3000, "\ud7ff\u200b\x00é"]
+
+
+def unchanged(_: Any) -> None:
+    pass
+
+
+def that_cuts(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.enable_truncation(4)
+
+
+def that_pads(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+
+
+def that_spells_special_tokens_out(tokenizer: Any) -> None:
+    tokenizer.split_special_tokens = True
+
+
+@pytest.mark.parametrize("make", [tiny_models.byte_level_tokenizer, tiny_models.metaspace_tokenizer])
+@pytest.mark.parametrize("change", [unchanged, that_cuts, that_pads, that_spells_special_tokens_out])
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_the_tokens_of_a_text_are_what_the_tokenizer_gives(make: Any, change: Any, adds_bos: bool) -> None:
+    """A `tokenizers` file may say to cut or to pad, which transformers does only where it is asked to."""
+    plain = make(adds_bos=True) if adds_bos and make is tiny_models.byte_level_tokenizer else make()
+    for text in TEXTS:
+        one, other = (tiny_models.wrapped(Tokenizer.from_str(plain.to_str()), template=None) for _ in range(2))
+        change(one)
+        change(other)
+        for encoded in (PromptEncoder(one).encode(Request(text)), PromptEncoder(one).encode(Request(text))):
+            assert encoded == other(text)["input_ids"]
+
+
+def test_a_tokenizer_that_encodes_in_its_own_way_is_asked() -> None:
+    tokenizer: Any = tiny_models.wrapped(tiny_models.byte_level_tokenizer())
+
+    class Shouting(type(tokenizer)):
+        def _encode_plus(self, text: str, **kwargs: Any) -> Any:
+            return super()._encode_plus(text=text.upper(), **kwargs)
+
+    tokenizer.__class__ = Shouting
+    assert shown(PromptEncoder(tokenizer), "hi", raw=True) == "HI"
 
 
 def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:

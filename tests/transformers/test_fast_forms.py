@@ -129,21 +129,22 @@ def test_logits_lie_row_by_row(model: PreTrainedModel) -> None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def attended(form: Any, n_heads: int, n_groups: int, n_rows: int, n_keys: int) -> Tensor:
-    """What rows find that are the last of so many, in one form or the other."""
+def attended(form: Any, n_heads: int, n_groups: int, n_rows: int, n_keys: int, *, n_masked: int = 0) -> Tensor:
+    """What rows find that are the last of so many, in one form or the other, with a mask for the last keys or all."""
     torch.manual_seed(n_keys)
     query = torch.randn(1, n_heads, n_groups * n_rows, 16)
     keys, values = torch.randn(2, 1, n_heads, n_keys, 16).unbind()
     unseen = torch.full((n_rows, n_rows), -torch.inf).triu(1)
     mask = torch.cat([torch.zeros(n_rows, n_keys - n_rows), unseen], dim=1).repeat(n_groups, 1)
     kind = AttentionKind(n_heads * n_groups, n_heads, 16, 16, 0.25, None, None)
-    return form(query, keys, values, mask, kind)
+    return form(query, keys, values, mask[:, -n_masked:], kind)
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 41, 1832), (2, 1, 64, 256), (1, 4, 32, 300), (2, 2, 64, 257)])
 def test_attention_in_parts_is_attention_in_one(sizes: tuple[int, int, int, int]) -> None:
-    parts = attended(flat_attention._scored_unfused, *sizes)
-    torch.testing.assert_close(parts, attended(flat_attention._scored, *sizes))
+    expected = attended(flat_attention._scored, *sizes)
+    for n_masked in (0, sizes[2], sizes[2] + 7):
+        torch.testing.assert_close(attended(flat_attention._scored_unfused, *sizes, n_masked=n_masked), expected)
 
 
 @pytest.mark.parametrize(("n_before", "n_new", "in_parts"), [(400, 40, True), (100, 40, False), (400, 1, False)])
