@@ -24,7 +24,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    RwkvConfig,
     T5Config,
+    TrOCRConfig,
 )
 
 PAD, BOS, EOS, EOT = 0, 1, 2, 3
@@ -84,6 +86,22 @@ def _mamba(n_tokens: int) -> PreTrainedConfig:
     return MambaConfig(vocab_size=n_tokens, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.5)
 
 
+def _rwkv(n_tokens: int) -> PreTrainedConfig:
+    return RwkvConfig(vocab_size=n_tokens, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2)
+
+
+def _trocr(n_tokens: int) -> PreTrainedConfig:
+    return TrOCRConfig(
+        vocab_size=n_tokens,
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        max_position_embeddings=WINDOW,
+        init_std=0.3,
+    )
+
+
 def _t5(n_tokens: int) -> PreTrainedConfig:
     return T5Config(vocab_size=n_tokens, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=4.0)
 
@@ -110,10 +128,12 @@ FAMILIES: Mapping[str, Callable[[int], PreTrainedConfig]] = {
     "gpt2": _gpt2,
     "gptj": _gptj,
     "mamba": _mamba,
+    "rwkv": _rwkv,
+    "trocr": _trocr,
     "t5": _t5,
     "bart": _bart,
 }
-DECODER_ONLY = ("llama", "qwen3", "gpt2", "gptj", "mamba")
+DECODER_ONLY = ("llama", "qwen3", "gpt2", "gptj", "mamba", "rwkv", "trocr")
 ENCODER_DECODER = ("t5", "bart")
 
 

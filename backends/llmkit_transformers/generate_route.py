@@ -5,6 +5,7 @@ It turns requests into batches and tokens into chunks. It knows nothing of promp
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import ScoredToken, TokenSpelling
+from llmkit_transformers.proof import Company, company
 from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, penalised
 from llmkit_transformers.settings import window
 
@@ -105,6 +107,8 @@ class GenerateRoute:
     spelling: TokenSpelling
     settings: GenerationConfig
     lock: Lock = field(default_factory=Lock)
+    company: Company | None = None
+    """Which rows may be in one batch; tried before the first batch of several."""
 
     def run(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         """Generate a group's texts, emitting chunks as they become final; ends early once cancelled."""
@@ -116,19 +120,41 @@ class GenerateRoute:
 
     def _run_rows(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         rows = [_Row(one, choice, self) for one in group for choice in range(one.params.n)]
-        inputs = self._inputs([row.request.prompt_ids for row in rows], group[0].params)
+        for part in [rows] if len(rows) == 1 else self._in_company(rows):
+            if not cancelled.is_set():
+                self._run_part(part, emit, cancelled)
+
+    def _in_company(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        """The rows in the batches that the model can take: some read padding, and some other rows."""
+        if self.company is None:
+            self.company = company(self.loaded.model, self._logits)
+        parts: defaultdict[int, list[_Row]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            parts[{"any": 0, "same length": len(row.request.prompt_ids), "none": place}[self.company]].append(row)
+        return list(parts.values())
+
+    def _run_part(self, rows: Sequence[_Row], emit: Emit, cancelled: Event) -> None:
+        params = rows[0].request.params
         padded = len({len(row.request.prompt_ids) for row in rows}) > 1
-        for one in group:
+        for one in (row.request for row in rows if row.choice == 0):
             emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids), padded=padded))
         choosing = [] if all(row.sampler.is_plain_greedy for row in rows) else [_ChooseTokens(rows)]
         cast("Any", self.loaded.model).generate(
-            **inputs,
-            generation_config=self._config(group[0].params, max(row.max_tokens for row in rows)),
+            **self._inputs([row.request.prompt_ids for row in rows], params),
+            generation_config=self._config(params, max(row.max_tokens for row in rows)),
             logits_processor=LogitsProcessorList(choosing),
             stopping_criteria=StoppingCriteriaList([_FollowRows(rows, emit, cancelled)]),
         )
         for row in rows:
             row.end(emit)
+
+    def _logits(self, prompts: Sequence[Sequence[int]], n_new: int) -> Tensor:
+        """`(B, n_new, V)`: what `generate` chooses so many tokens from, greedily, for prompts in one batch."""
+        params = GenerationParams()
+        config = self._config(params, n_new)
+        config.update(output_logits=True, return_dict_in_generate=True)
+        found = cast("Any", self.loaded.model).generate(**self._inputs(prompts, params), generation_config=config)
+        return torch.stack(found.logits, dim=1)
 
     def _run_beams(self, one: Numbered, emit: Emit, cancelled: Event) -> None:
         params = one.params

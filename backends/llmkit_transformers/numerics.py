@@ -7,51 +7,23 @@ probed, and on which processor, is in `docs/lab-log.md`.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmkit_transformers import experts, packed, quantized
+from llmkit_transformers.functions import COMPOSED, IndependentFunctions, Reads, callers
 from llmkit_transformers.products import (
     FEW_ROWS,
     few_rows_product,
     is_for_few_rows,
-    row_product,
 )
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x / torch.neg(x).exp_().add_(1)  # in place: one new tensor instead of three
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-1.702 * x))
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-COMPOSED: dict[str, Callable[[Tensor], Tensor]] = {
-    "FastGELUActivation": _gelu_tanh,
-    "GELUTanh": _gelu_tanh,
-    "NewGELUActivation": _gelu_tanh,
-    "QuickGELUActivation": _quick_gelu,
-    "SiLU": _silu,
-    "SiLUActivation": _silu,
-}
-"""Activations by class, in forms made of `exp` and `tanh`: the fused kernels treat a vector's lanes and its remainder
-differently, and where the remainder begins moves with the number of rows and threads."""
 
 
 class _Mode(threading.local):
@@ -97,6 +69,25 @@ def make_switchable(model: PreTrainedModel) -> None:
             _switch(module, independent)
 
 
+def switch_callers(model: PreTrainedModel) -> None:
+    """Let modules follow the mode that call `linear` or activations themselves, as many routers and gates do.
+
+    Args:
+        model: made switchable; a short forward pass shows which modules these are.
+    """
+    for module, reads in callers(model).items():
+        is_switched = getattr(module.__dict__.get("forward"), "switched", None) is not None
+        if not is_switched:
+            _switch(module, partial(_with_independent_functions, module.forward))
+        if not is_switched or (type(module) not in (nn.Linear, Conv1D) and _multiplies_by_itself(module)):
+            module.__dict__["_llmkit_reads"] = reads
+
+
+def reads_of(module: nn.Module) -> Reads | None:
+    """The rows of a module that calls such functions itself; None for all others."""
+    return module.__dict__.get("_llmkit_reads")
+
+
 def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
     """How to compute a layer so that its rows do not see one another; None where it needs no other form.
 
@@ -114,37 +105,30 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
     if experts.are_experts(module):
         return partial(experts.grouped_by_expert, module)
     if _multiplies_by_itself(module):
-        return partial(_with_row_products, module.forward)
+        return partial(_with_independent_functions, module.forward)
     return None
 
 
 def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
     plain, is_linear = module.forward, type(module) is nn.Linear
 
-    def forward(*tensors: Tensor) -> Any:
+    def forward(*tensors: Tensor, **named: Any) -> Any:
         if _mode.reproducible:
-            return independent(*tensors)
+            return independent(*tensors, **named)
         if _mode.few_rows and is_linear and is_for_few_rows(tensors[0], cast("Tensor", module.weight)):
             return few_rows_product(tensors[0], cast("Tensor", module.weight), cast("Tensor | None", module.bias))
-        return plain(*tensors)
+        return plain(*tensors, **named)
 
     cast("Any", forward).switched = module
     module.forward = forward
 
 
 def _multiplies_by_itself(module: nn.Module) -> bool:
-    """Whether a layer that is no `Linear` has a matrix of its own, as the routers of experts have."""
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
-    return weight is not None and weight.dim() == 2 and not isinstance(module, (nn.Embedding, nn.Linear, Conv1D))
+    """Whether a layer that is no plain `Linear` has a matrix of its own, as routers and some experts have."""
+    own = module.parameters(recurse=False)
+    return not isinstance(module, nn.Embedding) and any(parameter.dim() > 1 for parameter in own)
 
 
-class _RowProducts(TorchFunctionMode):
-    """Sends `linear` to the product whose rows are independent."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (row_product if func is linear else func)(*args, **(kwargs or {}))
-
-
-def _with_row_products(forward: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    with _RowProducts():
-        return forward(*tensors)
+def _with_independent_functions(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    with IndependentFunctions():
+        return forward(*args, **named)

@@ -6,8 +6,8 @@ It knows what a flat step needs; it neither schedules nor samples. Bits are for 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +57,26 @@ def may_narrow(model: PreTrainedModel) -> bool:
         return last_layer.find(model) is not None and _narrow_run(model) is None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False
+
+
+Company: TypeAlias = Literal["any", "same length", "none"]
+"""Beside which others a prompt gets what it gets alone."""
+
+
+def company(model: PreTrainedModel, logits: Callable[[Sequence[Sequence[int]], int], Tensor]) -> Company:
+    """Which prompts may be in one batch of `model.generate`: some models read padding (TrOCR), some other rows (RWKV).
+
+    Args:
+        model: the model.
+        logits: `(B, n_new, V)` of prompts in one batch.
+    """
+    short, other, long = (_tokens(model.config.get_text_config(), n, seed) for n, seed in ((4, 1), (4, 2), (9, 3)))
+    alone = logits([short], 2)
+    trials: tuple[tuple[list[int], Company], ...] = ((long, "any"), (other, "same length"))
+    for neighbour, found in trials:
+        if _disagreement(logits([short, neighbour], 2)[:1], alone, _tolerance(model)) is None:
+            return found
+    return "none"
 
 
 def _narrow_run(model: PreTrainedModel) -> str | None:
@@ -118,7 +138,10 @@ def _arguments_problem(runner: FlatRunner, config: Any) -> str | None:
     if odd:
         return f"it has layers of {odd[0]}"
     n_windowed = sum(call.window is not None for call in calls)
-    if layers and n_windowed != sum(layer == "sliding_attention" for layer in layers):
+    has_window = getattr(config, "sliding_window", None) is not None
+    # As the cache of `model.generate` reads a config: without types, all layers have its window or none has.
+    n_expected = sum(layer == "sliding_attention" for layer in layers) if layers else has_window * len(calls)
+    if n_windowed != n_expected:
         return "its sliding windows do not reach the attention function"
     return None
 

@@ -28,7 +28,7 @@ from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_k
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import TokenSpelling
-from llmkit_transformers.numerics import make_switchable
+from llmkit_transformers.numerics import make_switchable, switch_callers
 from llmkit_transformers.proof import may_narrow, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import Verdict, self_test
@@ -134,7 +134,7 @@ class Routes:
 
     def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
         make_switchable(self._loaded.model)
-        packed.join(self._loaded.model)
+        self._watch()
         self._runner.bytes_for(1)  # learnt here, since callers' threads ask for it later
         return EngineRoute(
             self._runner,
@@ -246,8 +246,13 @@ class Routes:
         if reason is not None:
             what = f"with the adapter {str(files.path)!r}, {self._loaded.files.name!r} cannot run on the engine"
             raise ModelInvalid(f"{what}: {reason}; load it with engine=False")
-        packed.join(self._loaded.model)
+        self._watch()
         self._proved.add(files)
+
+    def _watch(self) -> None:
+        """Learn from forward passes what classes do not tell: who calls functions itself, and who reads the same."""
+        switch_callers(self._loaded.model)
+        packed.join(self._loaded.model)
 
     def _tested(self) -> Verdict:
         """What the self-test says of the model as it is; it runs once, when the first request asks for equal bits."""

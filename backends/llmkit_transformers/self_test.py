@@ -20,8 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from llmkit.engine.runner import Slice
 from llmkit_transformers.attention_trial import attention_is_independent
 from llmkit_transformers.compute_threads import thread_counts, threads
+from llmkit_transformers.functions import COMPOSED
 from llmkit_transformers.keys_values import TILE, SequenceBuffers
-from llmkit_transformers.numerics import COMPOSED, reproducible_numerics
+from llmkit_transformers.numerics import reads_of, reproducible_numerics
 from llmkit_transformers.runner import FlatRunner
 
 _ROW_COUNTS = (2, 4, 6, 8, 12, 14, 16, 20, 28, 32, 64, 102, 256, 512, 1024)
@@ -69,13 +70,14 @@ def self_test(model: PreTrainedModel, runner: FlatRunner) -> Verdict:
         runner: of that model.
     """
     began = time.perf_counter()
-    with torch.inference_mode():
-        problems = (
-            problem
-            for find in (_layer_problems, _attention_problems, _model_problems)
-            for problem in find(model, runner)
-        )
-        problem = next(problems, "")
+    problems = (
+        problem for find in (_layer_problems, _attention_problems, _model_problems) for problem in find(model, runner)
+    )
+    try:
+        with torch.inference_mode():
+            problem = next(problems, "")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"the self-test failed: {type(error).__name__}: {error}"  # what cannot be tried is not claimed
     return Verdict(problem, time.perf_counter() - began)
 
 
@@ -96,13 +98,17 @@ def _layer_problems(model: PreTrainedModel, _: FlatRunner) -> Iterator[str]:
 
 def _width(layer: nn.Module, model: PreTrainedModel) -> int | None:
     """Columns of a layer's input; None for what is tried as a part of the whole model only."""
+    reads = reads_of(layer)
+    if reads is not None:
+        return reads.width
     if isinstance(layer, nn.Linear):
         return layer.in_features
     if isinstance(layer, Conv1D):
         return cast("int", layer.nx)
     if type(layer).__name__ in COMPOSED:
         config: Any = model.config.get_text_config()
-        return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        inner: int | Sequence[int] = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return inner if isinstance(inner, int) else max(inner)  # Gemma 3n has a size for each layer
     return None
 
 
@@ -122,14 +128,26 @@ def _rows_are_independent(layer: nn.Module, width: int, model: PreTrainedModel) 
     )
     rows[::7, ::5] *= 40  # outliers, which 8-bit layers treat apart
     with reproducible_numerics(True):
-        expected: Tensor = layer(rows)
+        expected = _by_row(layer, rows)
         for n_threads, n in product(thread_counts(), counts):
             with threads(n_threads):
                 n_starts = max(1, min(n_tried // n, _MOST_STARTS))
                 starts = range(n % 13, n % 13 + n_starts * n, n)
-                if not all(torch.equal(layer(rows[at : at + n].clone()), expected[at : at + n]) for at in starts):
-                    return False
+                for at in starts:
+                    found = _by_row(layer, rows[at : at + n].clone())
+                    if not all(torch.equal(a, b[at : at + n]) for a, b in zip(found, expected, strict=True)):
+                        return False
     return True
+
+
+def _by_row(layer: nn.Module, rows: Tensor) -> list[Tensor]:
+    """What a layer gives for each row, `(n, ...)`; routers give several tensors, and some blocks `(1, n, ...)`."""
+    reads = reads_of(layer)
+    is_batch = reads is not None and reads.n_dims > rows.dim()
+    output = layer(rows[None] if is_batch else rows)
+    outputs: Sequence[Any] = [output] if isinstance(output, Tensor) else output
+    tensors = [one[0] if one.shape[:1] == (1,) and len(rows) > 1 else one for one in outputs if isinstance(one, Tensor)]
+    return [one for one in tensors if one.shape[:1] == rows.shape[:1]]
 
 
 # --- attention ------------------------------------------------------------------------------------------------------

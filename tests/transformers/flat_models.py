@@ -10,8 +10,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BloomConfig,
+    DeepseekV3Config,
     FalconConfig,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
@@ -19,9 +21,11 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MoshiConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -66,6 +70,24 @@ FLAT: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma2": lambda: Gemma2Config(**usual(**WINDOWED, attn_logit_softcapping=2.0)),
     "gemma3": lambda: Gemma3TextConfig(**usual(**WINDOWED)),
 }
+UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
+    "deepseek-v3: values narrower than keys": lambda: DeepseekV3Config(
+        **usual(num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2),
+        **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12, "head_dim": 8},
+    ),
+    "gemma3n: a size for each layer": lambda: Gemma3nTextConfig(
+        **usual(head_dim=16, sliding_window=WINDOW) | {"intermediate_size": [96, 128]},
+        **{"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"], "laurel_rank": 4},
+        **{"vocab_size_per_layer_input": V, "hidden_size_per_layer_input": 8, "altup_num_inputs": 2},
+        activation_sparsity_pattern=[0.0, 0.0],
+    ),
+    "phimoe: a router that is a Linear and gives three tensors": lambda: PhimoeConfig(
+        **usual(num_local_experts=4, num_experts_per_tok=2)
+    ),
+}
+"""Models whose layers are none of those that the engine was made for."""
+
 NOT_FLAT: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
     "gptj": (lambda: GPTJConfig(**GPT, rotary_dim=8), "called the attention function 0 times"),
     "bloom": (lambda: BloomConfig(vocab_size=V, hidden_size=64, n_layer=2, n_head=4, **SPECIAL), "0 times"),
@@ -88,6 +110,14 @@ NOT_FLAT: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
     "llama with dynamic NTK": (
         lambda: LlamaConfig(**usual(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})),
         "dynamic positions depend on the longest sequence",
+    ),
+    "moshi, whose window is its cache's alone": (
+        lambda: MoshiConfig(**without("intermediate_size", ffn_dim=128, sliding_window=WINDOW)),
+        "its sliding windows do not reach the attention function",
+    ),
+    "phimoe, whose window is its mask's alone": (
+        lambda: PhimoeConfig(**usual(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW)),
+        "its sliding windows do not reach the attention function",
     ),
     "t5": (lambda: T5Config(vocab_size=V, d_model=64, d_ff=64, num_layers=2, **SPECIAL), "encoder-decoder"),
 }

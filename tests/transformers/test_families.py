@@ -89,7 +89,7 @@ def test_a_ragged_batch_gives_the_texts_of_each_prompt_alone(loaded: Loaded, fam
     assert llm.batch_run(RAGGED, max_tokens=N) == [llm.run(text, max_tokens=N) for text in RAGGED]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "rwkv"])  # transformers refuses it
 @pytest.mark.parametrize("params", [{"num_beams": 3}, {"num_beams": 3, "length_penalty": -3.0, "early_stopping": True}])
 def test_beams_are_those_of_generate(loaded: Loaded, family: str, params: dict[str, Any]) -> None:
     llm = loaded(family)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from llmkit.engine.runner import Slice
 from llmkit_transformers.numerics import make_switchable
 from llmkit_transformers.proof import why_not_flat
-from tests.transformers.flat_models import FLAT, NOT_FLAT, V, built, runner_of
+from tests.transformers.flat_models import FLAT, NOT_FLAT, UNUSUAL, V, built, runner_of
 
 
 def prompts(n: int, longest: int, seed: int) -> list[list[int]]:
@@ -44,9 +44,9 @@ def generated(model: PreTrainedModel, task: list[int], n_new: int) -> list[int]:
     return ids[0, len(task) :].tolist()
 
 
-@pytest.mark.parametrize("family", FLAT)
+@pytest.mark.parametrize("family", [*FLAT, *UNUSUAL])
 def test_greedy_tokens_are_those_of_generate(family: str) -> None:
-    model, tasks = built(FLAT[family]()), prompts(5, 70, seed=1)
+    model, tasks = built((FLAT | UNUSUAL)[family]()), prompts(5, 70, seed=1)
     assert why_not_flat(model) is None
     model.generation_config.eos_token_id = None
     expected = [generated(model, task, 8) for task in tasks]

@@ -142,6 +142,37 @@ def test_groups_keep_within_the_batch_size_and_reproducible_requests_run_alone()
     assert [6] in groups
 
 
+@pytest.mark.parametrize(
+    ("family", "batches"), [("gptj", [4]), ("mamba", [4]), ("t5", [4]), ("trocr", [1, 1, 2]), ("rwkv", [1, 1, 1, 1])]
+)
+def test_prompts_share_a_batch_only_where_that_changes_nothing(
+    loaded: Any, family: str, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TrOCR counts padding as positions, and RWKV gives two equal rows something else than one."""
+    llm, prompts = loaded(family), ["hello", "how are you my friend", "hello world, how", "hello"]
+    requests = [Request(prompt, GenerationParams(max_tokens=12), raw=True) for prompt in prompts]
+    alone = [llm.complete_batch([request])[0].choices[0].token_ids for request in requests]
+    llm.complete_batch(requests)  # so that what company does is known
+    sizes: list[int] = []
+    generate = llm.model.generate
+
+    def noting(input_ids: torch.Tensor, **others: Any) -> Any:
+        sizes.append(len(input_ids))
+        return generate(input_ids, **others)
+
+    monkeypatch.setattr(llm.model, "generate", noting)
+    completions = llm.complete_batch(requests)
+    assert [completion.choices[0].token_ids for completion in completions] == alone
+    assert sorted(sizes) == batches
+
+
+def test_choices_of_a_model_whose_rows_see_one_another_are_made_one_by_one(loaded: Any) -> None:
+    llm = loaded("rwkv")
+    greedy = llm.complete(PROMPT, raw=True, max_tokens=8).choices[0].token_ids
+    choices = llm.complete(PROMPT, raw=True, max_tokens=8, n=3, temperature=1.0, top_k=1).choices
+    assert [choice.token_ids for choice in choices] == [greedy] * 3
+
+
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 

@@ -19,13 +19,13 @@ from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, PreTrained
 
 from llmkit.engine.runner import Slice
 from llmkit.fingerprint import cpu_model
-from llmkit_transformers import experts, flat_attention, numerics, packed, products, runner, self_test
+from llmkit_transformers import experts, flat_attention, functions, numerics, packed, products, runner, self_test
 from llmkit_transformers.compute_threads import threads
-from llmkit_transformers.numerics import make_switchable
+from llmkit_transformers.numerics import make_switchable, switch_callers
 from llmkit_transformers.packed import join, packed_bytes
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.company import STEP_SIZES, Company
-from tests.transformers.flat_models import FLAT, built, usual
+from tests.transformers.flat_models import FLAT, UNUSUAL, built, usual
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +47,8 @@ HEADS: dict[str, Callable[[], PreTrainedConfig]] = {
 """Of the sizes that people use: neighbours matter in other ways there than among the heads of tiny models."""
 
 CASES = [(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)]
+SHAPES |= UNUSUAL
+CASES += [(shape, torch.float32) for shape in UNUSUAL]
 CASES += [(shape, torch.float16) for shape in ("1408", "2730", "qwen3-moe")]
 COMPARISONS_EACH = 250
 
@@ -59,6 +61,7 @@ def heads(n_heads: int, n_kv_heads: int, size: int) -> dict[str, Any]:
 def switchable(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     model = built(config).to(dtype)
     make_switchable(model)
+    switch_callers(model)
     join(model)
     return model
 
@@ -142,6 +145,11 @@ def lone_matrix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fused_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "COMPOSED", {})
+    monkeypatch.setattr(functions, "_INDEPENDENT", {})
+
+
+def a_fused_sigmoid_in_a_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(functions._INDEPENDENT, Tensor.sigmoid, Tensor.sigmoid)
 
 
 def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +168,7 @@ RULES = [
     (products_that_are_alone, "heads of 128"),
     (lone_matrix_rows, "1408"),
     (fused_activations, "2728"),
+    (a_fused_sigmoid_in_a_router, "deepseek-v3: values narrower than keys"),
     (plain_products, "1408"),
     (sorted_experts, "qwen3-moe"),
 ]
