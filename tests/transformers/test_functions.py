@@ -112,15 +112,16 @@ def test_a_second_look_changes_nothing() -> None:
     assert [module.__dict__.get("forward") for module in model.modules()] == forwards
 
 
-@pytest.mark.parametrize("family", UNUSUAL)
+WITH_ROUTERS = [family for family in UNUSUAL if "moe" in family or "deepseek" in family]
+
+
+@pytest.mark.parametrize("family", WITH_ROUTERS)
 def test_the_self_test_names_what_a_module_does_wrong_by_itself(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each family has a router, or something else, that the self-test tries on hundreds of rows."""
+    """A router is no layer, and yet it is tried on hundreds of rows."""
     model = built(UNUSUAL[family]())
     make_switchable(model)
     switch_callers(model)
     tried = [module for module in model.modules() if reads_of(module) is not None]
-    if not tried:
-        pytest.skip("all of its modules are layers")
     before = tried[0].forward
 
     def leaning(*args: Any) -> Any:
