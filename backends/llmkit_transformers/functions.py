@@ -96,8 +96,8 @@ def callers(model: PreTrainedModel) -> dict[nn.Module, Reads | None]:
 
     Not every expert is asked in it, and none of some layers. None where a module is called with other arguments.
     """
-    n_vocabulary: int = cast("Any", model.get_input_embeddings()).weight.shape[0]
-    tokens = torch.arange(_N_TOKENS, device=model.device) % n_vocabulary
+    config: Any = model.config.get_text_config()
+    tokens = torch.arange(_N_TOKENS, device=model.device) % config.vocab_size
     watch = _Watch()
     hooks = [module.register_forward_pre_hook(watch.enter, with_kwargs=True) for module in model.modules()]
     hooks += [module.register_forward_hook(watch.leave, always_call=True) for module in model.modules()]

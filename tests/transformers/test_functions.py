@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from llmkit_transformers.functions import IndependentFunctions, Reads, callers
 from llmkit_transformers.numerics import make_switchable, reads_of, reproducible_numerics, switch_callers
@@ -74,10 +74,8 @@ class Several(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(5, 8)
+        self.config = LlamaConfig(vocab_size=5)
         self.gate, self.unseen, self.named, self.innocent = Gate(), Gate(), Named(), Innocent()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
 
     def forward(self, input_ids: Tensor, **_: object) -> object:
         x = self.embedding(input_ids)
