@@ -21,7 +21,8 @@ from llmkit_transformers.products import padded_rows, row_product
 
 
 def _silu(x: Tensor, inplace: bool = False) -> Tensor:
-    return x / torch.neg(x).exp_().add_(1)  # in place: one new tensor instead of three
+    found = x / torch.neg(x).exp_().add_(1)  # in place: one new tensor less, twice
+    return x.copy_(found) if inplace else found
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

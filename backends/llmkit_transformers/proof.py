@@ -68,13 +68,15 @@ def company(model: PreTrainedModel, logits: Callable[[Sequence[Sequence[int]], i
 
     Args:
         model: the model.
-        logits: `(B, n_new, V)` of prompts in one batch.
+        logits: `(B, n_new, V)` of prompts in one batch; fewer steps where all of them end before.
     """
     short, other, long = (_tokens(model.config.get_text_config(), n, seed) for n, seed in ((4, 1), (4, 2), (9, 3)))
     alone = logits([short], 2)
     trials: tuple[tuple[list[int], Company], ...] = ((long, "any"), (other, "same length"))
     for neighbour, found in trials:
-        if _disagreement(logits([short, neighbour], 2)[:1], alone, _tolerance(model)) is None:
+        beside = logits([short, neighbour], 2)[:1]
+        n_steps = min(alone.shape[1], beside.shape[1])  # it may end by itself, and its neighbour goes on
+        if _disagreement(beside[:, :n_steps], alone[:, :n_steps], _tolerance(model)) is None:
             return found
     return "none"
 

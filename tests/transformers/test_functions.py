@@ -42,6 +42,13 @@ def test_a_form_gives_a_number_the_same_bits_wherever_it_stands(function: Any) -
             assert torch.equal(torch.cat([function(part.clone()) for part in x.split(n)]), whole)
 
 
+def test_silu_changes_its_input_where_it_is_asked_to() -> None:
+    x, y = torch.randn(2, 5).unbind()
+    with IndependentFunctions():
+        assert torch.equal(F.silu(x, inplace=True), x)
+        assert not torch.equal(F.silu(y), y)
+
+
 @pytest.mark.parametrize("shape", [(0, 96), (1, 96), (3, 96), (8, 96), (1, 7, 96), (2, 3, 96)], ids=str)
 @pytest.mark.parametrize("bias", [None, torch.randn(40)], ids=["plain", "with a bias"])
 def test_linear_takes_any_number_of_rows(shape: tuple[int, ...], bias: Tensor | None) -> None:

@@ -16,6 +16,7 @@ from llmkit.params import GenerationParams
 from llmkit.types import Request
 from llmkit_transformers import TransformersLLM
 from llmkit_transformers.generate_route import Numbered, batches
+from llmkit_transformers.proof import company
 from tests import tiny_models
 
 PROMPT = "how are you"
@@ -164,6 +165,19 @@ def test_prompts_share_a_batch_only_where_that_changes_nothing(
     completions = llm.complete_batch(requests)
     assert [completion.choices[0].token_ids for completion in completions] == alone
     assert sorted(sizes) == batches
+
+
+def test_a_prompt_that_ends_before_its_neighbour_is_compared_until_then(loaded: Any) -> None:
+    """With padding behind its end, what a row would be chosen from means nothing."""
+
+    def logits(prompts: Any, n_new: int) -> torch.Tensor:
+        found = torch.ones(len(prompts), n_new, 7)
+        if len(prompts) == 1:
+            return found[:, :1]
+        found[0, 1] = 99.0
+        return found
+
+    assert company(loaded("t5").model, logits) == "any"
 
 
 def test_choices_of_a_model_whose_rows_see_one_another_are_made_one_by_one(loaded: Any) -> None:
