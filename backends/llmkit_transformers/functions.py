@@ -21,7 +21,7 @@ from llmkit_transformers.products import padded_rows, row_product
 
 
 def _silu(x: Tensor, inplace: bool = False) -> Tensor:
-    found = x / torch.neg(x).exp_().add_(1)  # in place: one new tensor less, twice
+    found = x / torch.neg(x).exp_().add_(1)  # in place: two new tensors instead of four
     return x.copy_(found) if inplace else found
 
 
