@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-NUMERICS_VERSION = 4
+NUMERICS_VERSION = 5
 """Raised whenever llmkit computes anything differently that may change a generated bit."""
 
 

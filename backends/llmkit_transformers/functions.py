@@ -48,6 +48,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return row_product(padded_rows(rows), weight, bias)[: len(rows)].reshape(*x.shape[:-1], -1)
 
 
+def _matmul(x: Tensor, other: Tensor) -> Tensor:
+    """Rows times one matrix; batches of matrices, where rows may look at one another, stay as they are."""
+    return _linear(x, other.t().contiguous()) if _is_by_one_matrix(x, other) else torch.matmul(x, other)
+
+
+def _is_by_one_matrix(x: Any, other: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(other, Tensor) and x.dim() > 1 and other.dim() == 2
+
+
 COMPOSED: dict[str, Callable[[Tensor], Tensor]] = {
     "FastGELUActivation": _gelu_tanh,
     "GELUTanh": _gelu_tanh,
@@ -62,8 +71,10 @@ _INDEPENDENT: dict[Any, Callable[..., Tensor]] = {
     gelu: _gelu,
     linear: _linear,
     silu: _silu,
+    torch.matmul: _matmul,
     torch.sigmoid: _sigmoid,
     torch.special.expit: _sigmoid,
+    torch.Tensor.matmul: _matmul,
     torch.Tensor.sigmoid: _sigmoid,
 }
 
@@ -130,7 +141,8 @@ class _Watch(TorchFunctionMode):
         self._running.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _INDEPENDENT and self._running:
+        has_form = func in _INDEPENDENT and (_INDEPENDENT[func] is not _matmul or _is_by_one_matrix(*args[:2]))
+        if has_form and self._running:
             module, reads = self._running[-1]
             self.found[module] = reads
         return func(*args, **(kwargs or {}))

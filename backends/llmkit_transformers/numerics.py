@@ -19,37 +19,33 @@ from transformers.pytorch_utils import Conv1D
 
 from llmkit_transformers import experts, packed, quantized
 from llmkit_transformers.functions import COMPOSED, IndependentFunctions, Reads, callers
-from llmkit_transformers.products import (
-    FEW_ROWS,
-    few_rows_product,
-    is_for_few_rows,
-)
+from llmkit_transformers.products import FastWays, may_be_fast, turned_product
 
 
 class _Mode(threading.local):
     """How this thread computes; where neither is set, as the model's own layers do."""
 
     reproducible = False
-    few_rows = False
+    ways: FastWays | None = None
 
 
 _mode = _Mode()
 
 
 @contextmanager
-def reproducible_numerics(active: bool, *, n_rows: int = 0) -> Generator[None]:
+def reproducible_numerics(active: bool, *, ways: FastWays | None = None) -> Generator[None]:
     """Compute in the forms that do not depend on neighbours, in this thread, or as fast as can be.
 
     Args:
         active: whether in those forms.
-        n_rows: for so many rows, where speed counts.
+        ways: what is fastest otherwise; None where nothing takes less time than the model's own layers.
     """
-    before = _mode.reproducible, _mode.few_rows
-    _mode.reproducible, _mode.few_rows = active, not active and n_rows in FEW_ROWS
+    before = _mode.reproducible, _mode.ways
+    _mode.reproducible, _mode.ways = active, ways
     try:
         yield
     finally:
-        _mode.reproducible, _mode.few_rows = before
+        _mode.reproducible, _mode.ways = before
 
 
 def make_switchable(model: PreTrainedModel) -> None:
@@ -110,17 +106,31 @@ def independent_form(module: nn.Module) -> Callable[..., Tensor] | None:
 
 
 def _switch(module: nn.Module, independent: Callable[..., Any]) -> None:
-    plain, is_linear = module.forward, type(module) is nn.Linear
+    plain = module.forward
+    is_product = type(module) in (nn.Linear, Conv1D)
+    fast = partial(_fast_product, module, plain) if is_product else plain
 
     def forward(*tensors: Tensor, **named: Any) -> Any:
         if _mode.reproducible:
             return independent(*tensors, **named)
-        if _mode.few_rows and is_linear and is_for_few_rows(tensors[0], cast("Tensor", module.weight)):
-            return few_rows_product(tensors[0], cast("Tensor", module.weight), cast("Tensor | None", module.bias))
-        return plain(*tensors, **named)
+        return (plain if _mode.ways is None else fast)(*tensors, **named)
 
     cast("Any", forward).switched = module
     module.forward = forward
+
+
+def _fast_product(layer: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a `Linear` or `Conv1D` gives, in the way that takes least time for so many rows."""
+    ways, size = _mode.ways, packed.packed_size(layer)
+    if ways is None or size < ways.least_size:  # asked first: small layers take no longer than this may
+        return plain(x)
+    weight, n_rows = cast("Tensor", layer.weight), x.numel() // x.shape[-1]
+    if may_be_fast(x, weight):
+        if n_rows in ways.packed:
+            return packed.packed_product(layer, x)
+        if n_rows in ways.turned and weight.numel() >= ways.least_size and isinstance(layer, nn.Linear):
+            return turned_product(x, weight, layer.bias)
+    return plain(x)
 
 
 def _multiplies_by_itself(module: nn.Module) -> bool:

@@ -56,6 +56,17 @@ def packed_bytes(model: nn.Module) -> int:
     return sum(layers.n_bytes for layers in {one for one in found if one is not None})
 
 
+def all_packed_bytes(model: nn.Module) -> int:
+    """Bytes that second copies of all float32 weights would take."""
+    weights = (module.weight for module in model.modules() if _NAME in module.__dict__)
+    return sum(weight.nbytes for weight in cast("Iterable[Tensor]", weights) if weight.dtype == torch.float32)
+
+
+def packed_size(layer: nn.Module) -> int:
+    """Numbers in the weight of a prepared layer, and in those of layers that multiply at once with it."""
+    return layer.__dict__[_NAME].size
+
+
 @dataclass(frozen=True, slots=True)
 class _Copy:
     """What layers multiply with.
@@ -82,6 +93,7 @@ class _PackedLayers:
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = tuple(layers)
+        self.size = sum(cast("Tensor", layer.weight).numel() for layer in layers)
         self._parameters: list[dict[str, Tensor | None]] = [cast("Any", layer)._parameters for layer in layers]
         self._copy: _Copy | None = None
 

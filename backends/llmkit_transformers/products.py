@@ -1,16 +1,19 @@
-"""Matrix products: one whose rows do not see one another, and one that is fast for few rows.
+"""Matrix products: one whose rows do not see one another, and what is fastest for how many rows on which processor.
 
 It knows neither layers nor modes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, addmm, mm
 from torch.nn.functional import linear, pad
+
+from llmkit.fingerprint import cpu_model
 
 ROW_MULTIPLE = 2
 """oneDNN's kernels treat a lone row differently, and any two rows as they treat a thousand."""
@@ -20,8 +23,39 @@ _ATEN_OWN_PRODUCTS = 4096
 """Where rows * inputs * outputs are no more than this, `linear` in a narrow type leaves oneDNN for another kernel."""
 
 
-FEW_ROWS = range(12, 49)
-"""Numbers of rows for which MKL takes up to a third less time the other way round; measured in `docs/lab-log.md`."""
+@dataclass(frozen=True, slots=True)
+class FastWays:
+    """For which numbers of rows a float32 product takes less time than by `linear`; measured in `docs/lab-log.md`.
+
+    Attributes:
+        turned: by `turned_product`.
+        packed: by `own_product` on a second copy of the weight in oneDNN's layout, which comes before `turned`.
+        least_size: numbers in a weight from which either pays, those of layers that multiply at once together.
+    """
+
+    turned: range
+    packed: range
+    least_size: int = 0
+
+    def serve(self, *row_counts: int) -> bool:
+        """Whether any of these numbers of rows takes another way than `linear`."""
+        return any(n in self.turned or n in self.packed for n in row_counts)
+
+    @property
+    def without_copies(self) -> FastWays:
+        """The ways for where there is no room for second copies."""
+        return replace(self, packed=range(0))
+
+
+_ON_INTEL = FastWays(turned=range(12, 49), packed=range(0))
+_ELSEWHERE = FastWays(turned=range(2, 65), packed=range(1, 65), least_size=2**18)
+"""MKL chooses its kernels by the processor's maker. Where that is not Intel, it is slow with few rows; but a call of
+oneDNN costs 45 us there, whatever its size."""
+
+
+def fast_ways() -> FastWays:
+    """The ways for this processor."""
+    return _ON_INTEL if "Intel" in cpu_model() else _ELSEWHERE
 
 
 def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,13 +104,12 @@ def reordered(weight: Tensor) -> Tensor:
     return cast("Any", torch.ops.mkldnn)._reorder_linear_weight(weight)
 
 
-def is_for_few_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether `few_rows_product` is the faster way; never for weights that are elsewhere and brought at each use."""
-    is_plain = x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return is_plain and x.numel() // x.shape[-1] in FEW_ROWS
+def may_be_fast(x: Tensor, weight: Tensor) -> bool:
+    """Whether `FastWays` are for this product; never for weights that are elsewhere and brought at each use."""
+    return x.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
 
 
-def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def turned_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ W^T + b`, computed as `(W @ x^T + b)^T`; what it gives lies in memory column by column.
 
     Args:

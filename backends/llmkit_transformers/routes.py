@@ -15,7 +15,9 @@ from functools import partial
 from threading import Lock
 from typing import Literal
 
+import psutil
 import torch
+from transformers import PreTrainedModel
 
 from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
@@ -29,6 +31,7 @@ from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, 
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import TokenSpelling
 from llmkit_transformers.numerics import make_switchable, switch_callers
+from llmkit_transformers.products import FastWays, fast_ways
 from llmkit_transformers.proof import may_narrow, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import Verdict, self_test
@@ -36,6 +39,9 @@ from llmkit_transformers.settings import ModelSettings
 
 MAX_ROWS = 16
 """Rows that `model.generate` gets together by default."""
+
+COPIES_SHARE = 0.2
+"""The part of the free memory at load that second copies of weights may take where they only save time."""
 
 _log = logging.getLogger(__name__)
 
@@ -126,14 +132,15 @@ class Routes:
         self._verdicts: dict[AdapterFiles | None, Verdict] = {}
         self._proved: set[AdapterFiles] = set()
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
+        if self._reason is None:
+            make_switchable(loaded.model)
         self._narrow = self._reason is None and may_narrow(loaded.model)
-        self._runner = FlatRunner(loaded.model, lock, narrow=self._narrow)
+        self._runner = FlatRunner(loaded.model, lock, narrow=self._narrow, ways=affordable_ways(loaded.model))
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
         self._engine = self._make_engine(settings, decode) if self._reason is None else None
         compute_threads.give_back()  # of the thread that loaded the model, which goes on with other things
 
     def _make_engine(self, settings: ModelSettings, decode: Decode) -> EngineRoute:
-        make_switchable(self._loaded.model)
         self._watch()
         self._runner.bytes_for(1)  # learnt here, since callers' threads ask for it later
         return EngineRoute(
@@ -293,3 +300,9 @@ class Routes:
         if self._engine is not None:
             self._engine.close()
         self._thread.close()
+
+
+def affordable_ways(model: PreTrainedModel) -> FastWays:
+    """The fastest ways to multiply here; without second copies of the weights where there is little room for them."""
+    ways, free = fast_ways(), psutil.virtual_memory().available
+    return ways if packed.all_packed_bytes(model) <= free * COPIES_SHARE else ways.without_copies

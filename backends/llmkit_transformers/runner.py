@@ -23,7 +23,7 @@ from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
 from llmkit_transformers.logprobs import ScoredToken
 from llmkit_transformers.numerics import reproducible_numerics
-from llmkit_transformers.products import ROW_MULTIPLE
+from llmkit_transformers.products import ROW_MULTIPLE, FastWays, fast_ways
 from llmkit_transformers.sampling import Sampler, likeliest
 from llmkit_transformers.stacks import Stacks
 
@@ -73,13 +73,22 @@ class FlatRunner:
         model: a model that `proof.py` found fit.
         lock: held while the model runs, for others who run it, in other ways.
         narrow: let only the last row of each slice pass the last layer; `proof.py` knows which models allow it.
+        ways: how to multiply in fast steps; by default the fastest here, second copies of the weights included.
 
     Attributes:
         last_step: what attention saw in the last step.
     """
 
-    def __init__(self, model: PreTrainedModel, lock: Lock | None = None, *, narrow: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        lock: Lock | None = None,
+        *,
+        narrow: bool = False,
+        ways: FastWays | None = None,
+    ) -> None:
         self._model, self._lock, self._device = model, lock or Lock(), model.device
+        self._ways = ways or fast_ways()
         self._last_layer = last_layer.find(model) if narrow else None
         self._stacks, self._forks = Stacks(), Forks()
         self.last_step: FlatStep | None = None
@@ -127,8 +136,8 @@ class FlatRunner:
             rows = _Rows(slices, self._stacks, forks, self._device)
             self._forks.clear()
             step = FlatStep(rows.pieces, rows.stacks, shared_rows(rows.stacks, rows.pieces), reproducible)
-            numerics = reproducible_numerics(reproducible, n_rows=len(rows.ids))
-            with numerics, flat_step.running(step) as self.last_step:
+            ways = self._ways if self._ways.serve(len(rows.ids), len(rows.last)) else None
+            with reproducible_numerics(reproducible, ways=ways), flat_step.running(step) as self.last_step:
                 return self._forward(rows, step)[: len(slices)]
 
     def _forward(self, rows: _Rows, step: FlatStep) -> Tensor:

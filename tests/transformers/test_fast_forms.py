@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +13,17 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from llmkit.engine.runner import Slice
-from llmkit_transformers import flat_attention, numerics
+from llmkit_transformers import flat_attention, numerics, packed, products, routes
 from llmkit_transformers.flat_step import AttentionKind
 from llmkit_transformers.numerics import make_switchable, reproducible_numerics
-from llmkit_transformers.packed import packed_bytes
-from llmkit_transformers.products import few_rows_product, is_for_few_rows
+from llmkit_transformers.packed import all_packed_bytes, join, packed_bytes
+from llmkit_transformers.products import FastWays, fast_ways, may_be_fast, turned_product
 from llmkit_transformers.runner import FlatRunner
 from tests.transformers.flat_models import FLAT, V, built
 
 N_NEW = 12
+TURNED = FastWays(turned=range(12, 49), packed=range(0))
+PACKED = FastWays(turned=range(2, 65), packed=range(1, 65), least_size=64 * 64)
 
 
 @pytest.fixture
@@ -30,9 +33,9 @@ def model() -> PreTrainedModel:
     return made
 
 
-def greedy(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+def greedy(model: PreTrainedModel, prompts: list[list[int]], ways: FastWays) -> list[list[int]]:
     """Greedy tokens of all prompts side by side, in the fast mode."""
-    one, texts = FlatRunner(model), [list(prompt) for prompt in prompts]
+    one, texts = FlatRunner(model, ways=ways), [list(prompt) for prompt in prompts]
     kept, read = [one.new() for _ in prompts], 0
     for _ in range(N_NEW):
         slices = [
@@ -67,63 +70,100 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[int
 
 @pytest.mark.parametrize("shape", [(12, 40), (1, 41, 40), (2, 3, 7, 40)])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_product_of_few_rows_is_that_of_linear(shape: tuple[int, ...], has_bias: bool) -> None:
+def test_a_turned_product_is_that_of_linear(shape: tuple[int, ...], has_bias: bool) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(shape), torch.randn(24, 40), torch.randn(24) if has_bias else None
-    found, expected = few_rows_product(x, weight, bias), linear(x, weight, bias)
+    found, expected = turned_product(x, weight, bias), linear(x, weight, bias)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected)
     across = x.transpose(-1, -2).contiguous().transpose(-1, -2)  # as such a product leaves its rows to the next
-    torch.testing.assert_close(few_rows_product(across, weight, bias), expected)
+    torch.testing.assert_close(turned_product(across, weight, bias), expected)
 
 
-@pytest.mark.parametrize("n", [1, 11, 12, 48, 49, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_float32_products_of_few_rows_take_the_other_form(n: int, dtype: torch.dtype) -> None:
-    rows, weight = torch.zeros(1, n, 8, dtype=dtype), torch.zeros(4, 8, dtype=dtype)
-    assert is_for_few_rows(rows, weight) == (dtype == torch.float32 and 12 <= n <= 48)
-    assert not is_for_few_rows(rows, weight.to("meta"))
+def test_only_float32_weights_that_are_there_take_other_ways(dtype: torch.dtype) -> None:
+    rows, weight = torch.zeros(1, 20, 8, dtype=dtype), torch.zeros(4, 8, dtype=dtype)
+    assert may_be_fast(rows, weight) == (dtype == torch.float32)
+    assert not may_be_fast(rows, weight.to("meta"))
 
 
+@pytest.mark.parametrize(("processor", "has_copies"), [("Intel(R) Xeon(R) fma", False), ("AMD EPYC fma", True)])
+def test_the_processors_maker_decides(processor: str, has_copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "cpu_model", lambda: processor)
+    ways = fast_ways()
+    assert [n for n in (1, 11, 12, 48, 49, 64, 65) if ways.serve(n)] == (
+        [1, 11, 12, 48, 49, 64] if has_copies else [12, 48]
+    )
+    assert ways.serve(512, 20)
+    assert not ways.serve(512)
+    assert bool(ways.packed) == has_copies
+    assert not ways.without_copies.packed
+    assert ways.without_copies.serve(16)
+
+
+@pytest.mark.parametrize("ways", [TURNED, PACKED], ids=["turned", "packed"])
 def test_tokens_of_many_sequences_are_those_of_each_alone(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, ways: FastWays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    never = FastWays(range(0), range(0))
+    name, module = ("turned_product", numerics) if ways is TURNED else ("packed_product", packed)
+    n_calls = counted(monkeypatch, module, name)
     tasks = prompts(16)
-    n_calls = counted(monkeypatch, numerics, "few_rows_product")
-    alone = [greedy(model, [task])[0] for task in tasks if len(task) not in range(12, 49)]
+    alone = [greedy(model, [task], never)[0] for task in tasks]
     assert n_calls[0] == 0
-    together = greedy(model, tasks)
-    assert [text for text, task in zip(together, tasks, strict=True) if len(task) not in range(12, 49)] == alone
-    n_layers: int = model.config.num_hidden_layers
-    assert n_calls[0] == (N_NEW - 1) * (7 * n_layers + 1)  # prompts are read in a longer step
+    assert greedy(model, tasks, ways) == alone
+    sizes = [layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    # Prompts are read in a longer step, in which the output head alone has so few rows.
+    assert n_calls[0] == (N_NEW - 1) * sum(size >= ways.least_size for size in sizes) + 1
+
+
+def test_layers_that_multiply_at_once_do_so_in_fast_steps_too(model: PreTrainedModel) -> None:
+    task, never = prompts(1), FastWays(range(0), range(0))
+    expected = greedy(model, task, never)
+    join(model)
+    assert greedy(model, task, PACKED) == expected
 
 
 def test_other_modes_and_other_users_of_the_model_are_left_alone(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n_calls = counted(monkeypatch, numerics, "few_rows_product")
+    n_calls = counted(monkeypatch, numerics, "turned_product")
     rows = torch.zeros(1, 20, dtype=torch.long)
     with torch.inference_mode():
         model(input_ids=rows)
-        with reproducible_numerics(True, n_rows=20):
+        with reproducible_numerics(True, ways=TURNED):
             model(input_ids=rows)
         with reproducible_numerics(False):
             model(input_ids=rows)
         assert n_calls[0] == 0
-        with reproducible_numerics(False, n_rows=20):
+        with reproducible_numerics(False, ways=TURNED):
             model(input_ids=rows)
     assert n_calls[0] > 0
 
 
-def test_fast_steps_keep_no_second_copy_of_the_weights(model: PreTrainedModel) -> None:
-    greedy(model, prompts(20))
+def test_second_copies_are_made_of_large_weights_alone_and_only_where_they_are_used(model: PreTrainedModel) -> None:
+    greedy(model, prompts(20), TURNED)
     assert packed_bytes(model) == 0
+    greedy(model, prompts(20), PACKED)
+    sizes = [layer.weight.nbytes for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    assert packed_bytes(model) == sum(size for size in sizes if size >= 4 * PACKED.least_size)
+    assert all_packed_bytes(model) == sum(sizes)
+
+
+@pytest.mark.parametrize(("free", "has_copies"), [(2**40, True), (2**10, False)])
+def test_second_copies_that_only_save_time_must_leave_memory(
+    model: PreTrainedModel, free: int, has_copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "cpu_model", lambda: "AMD EPYC")
+    monkeypatch.setattr(routes.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert bool(routes.affordable_ways(model).packed) == has_copies
 
 
 def test_logits_lie_row_by_row(model: PreTrainedModel) -> None:
-    runner = FlatRunner(model)
-    found = runner.logits([Slice(runner.new(), prompt, 0, False) for prompt in prompts(20)])
-    assert found.is_contiguous()
+    for ways in (TURNED, PACKED):
+        runner = FlatRunner(model, ways=ways)
+        found = runner.logits([Slice(runner.new(), prompt, 0, False) for prompt in prompts(20)])
+        assert found.is_contiguous()
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -58,6 +58,27 @@ def test_linear_takes_any_number_of_rows(shape: tuple[int, ...], bias: Tensor | 
     torch.testing.assert_close(found, F.linear(x, weight, bias))
 
 
+MATMULS = (torch.matmul, Tensor.matmul, lambda x, matrix: x @ matrix)
+
+
+@pytest.mark.parametrize("matmul", MATMULS)
+@pytest.mark.parametrize("shape", [(3, 96), (8, 96), (1, 7, 96)], ids=str)
+def test_rows_times_one_matrix_see_no_neighbours(matmul: Any, shape: tuple[int, ...]) -> None:
+    x, matrix = torch.randn(shape), torch.randn(96, 40)
+    with IndependentFunctions():
+        found = matmul(x, matrix)
+        assert torch.equal(found, F.linear(x, matrix.t().contiguous()))
+        assert torch.equal(found.flatten(0, -2)[:2], matmul(x.flatten(0, -2)[:2], matrix))
+    torch.testing.assert_close(found, torch.matmul(x, matrix))
+
+
+@pytest.mark.parametrize("matmul", MATMULS)
+def test_batches_of_matrices_are_multiplied_as_ever(matmul: Any) -> None:
+    for x, other in ((torch.randn(2, 5, 8), torch.randn(2, 8, 3)), (torch.randn(8), torch.randn(8, 3))):
+        with IndependentFunctions():
+            assert torch.equal(matmul(x, other), torch.matmul(x, other))
+
+
 class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x) * x
@@ -70,7 +91,18 @@ class Named(nn.Module):
 
 class Innocent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x)
+        return torch.tanh(x) @ x.transpose(1, 2) @ x
+
+
+class Low(nn.Module):
+    """A product of its own, as an adapter of an embedding makes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterDict({"one": torch.randn(8, 8)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrices["one"]
 
 
 class Several(nn.Module):
@@ -83,16 +115,17 @@ class Several(nn.Module):
         self.embedding = nn.Embedding(5, 8)
         self.config = LlamaConfig(vocab_size=5)
         self.gate, self.unseen, self.named, self.innocent = Gate(), Gate(), Named(), Innocent()
+        self.low = Low()
 
     def forward(self, input_ids: Tensor, **_: object) -> object:
         x = self.embedding(input_ids)
-        return SimpleNamespace(logits=self.innocent(self.named(self.gate(x), other=x)))
+        return SimpleNamespace(logits=self.innocent(self.named(self.gate(self.low(x)), other=x)))
 
 
 def test_modules_that_call_such_functions_are_found_with_their_classes() -> None:
     model = Several()
     found = callers(cast("PreTrainedModel", model))
-    assert found == {model.gate: Reads(8, 3), model.unseen: None, model.named: None}
+    assert found == {model.low: Reads(8, 3), model.gate: Reads(8, 3), model.unseen: None, model.named: None}
 
 
 def test_found_modules_follow_the_mode_with_all_their_arguments() -> None:
