@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from llmkit_transformers.keys_values import SequenceBuffers, whole_tiles
@@ -44,13 +46,22 @@ class Stack:
         """Take sequences in, with as many of their positions as a slot has."""
         if newcomers:
             self._resize(len(self.members) + len(newcomers), newcomers[0])
-        for buffers in newcomers:
-            slot = len(self.members)
-            for stacked, own in zip(self.tensors, buffers.tensors, strict=True):
-                n = min(self.capacity, own.shape[1])
-                stacked[slot, :, :n] = own[:, :n]
-                stacked[slot, :, n:] = 0  # 0 x NaN would leak
-            self.members.append(buffers)
+        for n_positions, alike in groupby(sorted(newcomers, key=self._n_positions), self._n_positions):
+            self._take_in(list(alike), n_positions)
+
+    def _n_positions(self, buffers: SequenceBuffers) -> int:
+        return min(self.capacity, buffers.tensors[0].shape[1])
+
+    def _take_in(self, newcomers: Sequence[SequenceBuffers], n_positions: int) -> None:
+        """Copy so many positions of each into the next slots, in one call a tensor."""
+        first = len(self.members)
+        for at, stacked in enumerate(self.tensors):
+            slots = stacked[first : first + len(newcomers)]
+            torch.stack([own.tensors[at][:, :n_positions] for own in newcomers], out=slots[:, :, :n_positions])
+            if n_positions < self.capacity:
+                slots[:, :, n_positions:] = 0  # 0 x NaN would leak
+        self.members += newcomers
+        for slot, buffers in enumerate(newcomers, first):
             self._seat(buffers, slot)
 
     def keep(self, staying: Sequence[SequenceBuffers]) -> None:
