@@ -109,7 +109,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         self._model_name = model_name
         self._device = device
         self.history: list[Message] = []
-        self._chat_turn = threading.Lock()
+        self._chat_turn, self._rebinding = threading.Lock(), threading.RLock()
         self._events = EventLog()
         self._before_creative: dict[str, Any] | None = None
         self._closed = False

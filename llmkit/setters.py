@@ -5,6 +5,7 @@ Each sets the attribute of the same name, which checks the value; a bad one rais
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,6 +24,7 @@ class ParameterSetters:
 
     _model_name: str | None
     _device: str | None
+    _rebinding: threading.RLock
     temperature = Param[float | None]()
     max_tokens = Param[int | None]()
     max_length = Param[int | None]()
@@ -57,8 +59,9 @@ class ParameterSetters:
 
     @model_name.setter
     def model_name(self, value: str | None) -> None:
-        self._rebind(value, self._device)
-        self._model_name = value
+        with self._rebinding:
+            self._rebind(value, self._device)
+            self._model_name = value
 
     @property
     def device(self) -> str | None:
@@ -67,8 +70,9 @@ class ParameterSetters:
 
     @device.setter
     def device(self, value: str | None) -> None:
-        self._rebind(self._model_name, value)
-        self._device = value
+        with self._rebinding:
+            self._rebind(self._model_name, value)
+            self._device = value
 
     def _rebind(self, model_name: str | None, device: str | None) -> None:
         """Load or move the model before the attributes change; an error leaves both as they were."""

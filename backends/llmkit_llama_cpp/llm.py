@@ -89,6 +89,7 @@ class LlamaCppLLM(BackendLLM):
         self._n_ctx, self._kv_cache_bytes, self._local_files_only = n_ctx, kv_cache_bytes, local_files_only
         self._n_gpu_layers, self._n_threads = n_gpu_layers, n_threads or default_threads()
         self._max_waiting = max_waiting
+        self._ends: list[weakref.finalize[..., LlamaCppLLM]] = []
         self._take(find_model(self.model_name, local_files_only=local_files_only), self.device, _adapter_path(adapter))
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -116,15 +117,15 @@ class LlamaCppLLM(BackendLLM):
         self._model: GGUFModel | None = model
         self._encoder, self._routes, self._guides = encoder, routes, Guides(model.guide_tokenizer)
         # A model that is dropped without close() ends its threads, too.
-        self._end_routes = weakref.finalize(self, routes.close)
+        self._ends = [*(end for end in self._ends if end.alive), weakref.finalize(self, routes.close)]
         self._forget_identity("_digests", "fingerprint")
 
     def _replace(self, files: ModelFiles, device: str | None, adapter: Path | None) -> None:
-        """Make another model this object's, and wait until the old one has ended what it was generating."""
-        before, end_before = self._routes, self._end_routes
-        self._take(files, device, adapter)
-        before.drain()
-        end_before()
+        """Make another model this object's, and wait until the old one has ended what it was given."""
+        with self._rebinding:
+            before, end_before = self._routes, self._ends[-1]
+            self._take(files, device, adapter)
+        before.retire(end_before)
 
     def _generating(self) -> object:
         return self._routes
@@ -268,7 +269,8 @@ class LlamaCppLLM(BackendLLM):
         self._replace(find_model(str(first)), self.device, None)
 
     def _release(self) -> None:
-        self._end_routes()
+        for end in self._ends:
+            end()
         self._model = None
 
 

@@ -5,7 +5,7 @@ It knows what each route needs, and nothing of how it generates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -17,6 +17,7 @@ from llmkit.bridge import drained_in_thread
 from llmkit.engine.calls import EngineCalls, NumberedRequest
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
+from llmkit.open_calls import OpenCalls
 from llmkit.own_thread import OwnThread
 from llmkit.resources import format_bytes
 from llmkit.types import Chunk, Request, TokenLogprob
@@ -75,7 +76,7 @@ class Routes:
         max_waiting: int,
     ) -> None:
         self._model, self._encoder, self._sizes, self._n_threads = model, encoder, sizes, n_threads
-        self._computing, self._swapping = Lock(), Lock()
+        self._computing, self._swapping, self._calls = Lock(), Lock(), OpenCalls()
         self._thread = OwnThread(name, max_waiting=max_waiting)
         self._alone = Alone(partial(self._context, sizes.window, 1), encoder.decode, self._newest, self._computing)
         self._alone.use_adapter(adapter)
@@ -100,6 +101,10 @@ class Routes:
 
     def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         """The chunks of all requests, each on its route; leaving early cancels the rest."""
+        with self._calls.one_more():
+            yield from self._chunks(requests)
+
+    def _chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         for_engine, others = self._divided(requests)
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
@@ -114,8 +119,9 @@ class Routes:
             async for chunk in drained_in_thread(self.chunks(requests)):
                 yield chunk
             return
-        async for chunk in self._engine.achunks(for_engine):
-            yield chunk
+        with self._calls.one_more():
+            async for chunk in self._engine.achunks(for_engine):
+                yield chunk
 
     def use_adapter(self, handle: Any) -> None:
         """Compute with an adapter from now on, or without one; what runs ends first.
@@ -187,11 +193,12 @@ class Routes:
         """The log-probabilities of a sampler's oldest token that nobody has fetched."""
         return (self._encoder.spelt(sampler.scored.popleft()),) if sampler.scored else None
 
-    def drain(self) -> None:
-        """Wait until all that was handed in has ended; nothing more comes in on the engine."""
+    def retire(self, end: Callable[[], object]) -> None:
+        """Wait until all that was handed in has ended; call `end` then, or after calls that have more to hand in."""
         if self._engine is not None:
-            self._engine.drain()
+            self._engine.exclusively(lambda: None)
         self._thread.run(lambda: None)
+        self._calls.after_the_last(end)
 
     def close(self) -> None:
         """End everything, and free cells and weights."""

@@ -198,8 +198,14 @@ def _inject(model: PreTrainedModel, files: AdapterFiles) -> None:
     """Wrap the layers that an adapter is for, in place.
 
     Raises:
-        ModelInvalid: the adapter lacks tensors, or has some that belong nowhere.
+        ModelInvalid: the adapter lacks tensors, or has some that belong nowhere, or is one that peft cannot run here.
     """
+    if files.config.use_dora and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        # peft unpacks the weights in each step, and 8-bit layers lose their scales by that.
+        raise ModelInvalid(
+            f"{str(files.path)!r} is a DoRA adapter, which peft cannot run on 8-bit layers; "
+            "load the model with quantize_bits=4, or without"
+        )
     functional: Any = import_module("peft.functional")
     offloaded = _meta_names(model)
     # On the meta device, since peft's initial values would draw from torch's global generator.

@@ -69,6 +69,7 @@ class EngineRoute:
             return Engine(runner, kv_budget_bytes=kv_cache_bytes, max_running=max_running)
 
         self._decode, self._spelling, self._settings = decode, spelling, settings
+        self._max_running = max_running
         passed_on = (torch.OutOfMemoryError,)
         self._calls = EngineCalls(
             make_engine,
@@ -86,15 +87,22 @@ class EngineRoute:
 
     def chunks(self, requests: Sequence[Numbered]) -> Iterator[Chunk]:
         """The chunks of all requests as they come; leaving early cancels what has not come yet."""
-        return self._calls.chunks((one.index, self._engine_request(one)) for one in requests)
+        return self._calls.chunks(self._engine_requests(requests))
 
     def achunks(self, requests: Sequence[Numbered]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, without a thread of its own."""
-        return self._calls.achunks((one.index, self._engine_request(one)) for one in requests)
+        return self._calls.achunks(self._engine_requests(requests))
 
-    def _engine_request(self, one: Numbered) -> EngineRequest:
+    def _engine_requests(self, requests: Sequence[Numbered]) -> Iterator[tuple[int, EngineRequest]]:
+        """What the engine gets for each; several for one that has more choices than may run at once."""
+        for one in requests:
+            for first in range(0, one.params.n, self._max_running):
+                choices = range(first, min(first + self._max_running, one.params.n))
+                yield one.index, self._engine_request(one, choices)
+
+    def _engine_request(self, one: Numbered, choices: range) -> EngineRequest:
         params, max_tokens = one.params, one.params.max_tokens or 1
-        samplers = [Sampler(params, choice, self._settings, one.matcher()) for choice in range(params.n)]
+        samplers = [Sampler(params, choice, self._settings, one.matcher()) for choice in choices]
         return EngineRequest(
             prompt_ids=one.prompt_ids,
             samplers=[ChoiceSampler(sampler, one.prompt_ids) for sampler in samplers],
@@ -103,6 +111,7 @@ class EngineRoute:
             max_tokens=max_tokens,
             may_wait=one.request.when_full == "wait",
             streamed=one.request.streamed,
+            first_choice=choices.start,
         )
 
     def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...] | None:
@@ -112,10 +121,6 @@ class EngineRoute:
     def exclusively(self, change: Callable[[], None]) -> None:
         """Let what runs end, forget every cached prefix, change the model and go on; who comes meanwhile waits."""
         self._calls.exclusively(change)
-
-    def drain(self) -> None:
-        """Let everything that runs or waits end; who comes from now on waits, until `close`."""
-        self._calls.drain()
 
     def close(self) -> None:
         """End everything and free the memory."""

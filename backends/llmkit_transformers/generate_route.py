@@ -5,6 +5,7 @@ It turns requests into batches and tokens into chunks. It knows nothing of promp
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import ScoredToken, TokenSpelling
 from llmkit_transformers.proof import Company, company
 from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, penalised
-from llmkit_transformers.settings import window
+from llmkit_transformers.settings import APPLIED_BY_GENERATE, window
+from llmkit_transformers.turns import Turns
 
 Emit = Callable[[Chunk], None]
 Decode = Callable[[Sequence[int]], str]
@@ -100,19 +102,19 @@ def _cut(members: Sequence[Numbered], batch_size: int) -> Iterator[list[Numbered
 
 @dataclass(slots=True)
 class GenerateRoute:
-    """Runs groups of requests through `model.generate`; one at a time, since all hold the model's lock."""
+    """Runs groups of requests through `model.generate`, one at a time; between two steps, the engine has its turn."""
 
     loaded: LoadedModel
     decode: Decode
     spelling: TokenSpelling
     settings: GenerationConfig
-    lock: Lock = field(default_factory=Lock)
+    turns: Turns = field(default_factory=Turns)
     company: Company | None = None
     """Which rows may be in one batch; tried before the first batch of several."""
 
     def run(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         """Generate a group's texts, emitting chunks as they become final; ends early once cancelled."""
-        with self.lock, torch.inference_mode():
+        with self.turns, torch.inference_mode():
             if group[0].params.uses_beams:
                 self._run_beams(group[0], emit, cancelled)
             else:
@@ -120,33 +122,49 @@ class GenerateRoute:
 
     def _run_rows(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         rows = [_Row(one, choice, self) for one in group for choice in range(one.params.n)]
-        for part in [rows] if len(rows) == 1 else self._in_company(rows):
-            if not cancelled.is_set():
-                self._run_part(part, emit, cancelled)
+        while rows and not cancelled.is_set():
+            for part in [rows] if len(rows) == 1 else self._in_company(rows):
+                if not cancelled.is_set():
+                    self._run_part(part, emit, cancelled)
+            rows = [row for row in rows if not row.is_done]
 
     def _in_company(self, rows: Sequence[_Row]) -> list[list[_Row]]:
         """The rows in the batches that the model can take: some read padding, and some other rows."""
         if self.company is None:
             self.company = company(self.loaded.model, self._logits)
+            if self.company == "any" and any(getattr(self.settings, name, None) for name in APPLIED_BY_GENERATE):
+                self.company = "same length"  # a text that went on in another batch would begin anew for these
         parts: defaultdict[int, list[_Row]] = defaultdict(list)
         for place, row in enumerate(rows):
-            parts[{"any": 0, "same length": len(row.request.prompt_ids), "none": place}[self.company]].append(row)
+            parts[{"any": 0, "same length": len(row.ids), "none": place}[self.company]].append(row)
         return list(parts.values())
 
     def _run_part(self, rows: Sequence[_Row], emit: Emit, cancelled: Event) -> None:
-        params = rows[0].request.params
-        padded = len({len(row.request.prompt_ids) for row in rows}) > 1
-        for one in (row.request for row in rows if row.choice == 0):
-            emit(Chunk(one.index, prompt_tokens=len(one.prompt_ids), padded=padded))
+        """Generate until all rows are done, or until the longest stands at the last position that the model has.
+
+        A row that is done is fed on while others go on, so those that are not are left then for a batch without it.
+        """
+        params, lengths = rows[0].request.params, {len(row.ids) for row in rows}
+        for row in rows:
+            if row.choice == 0 and not row.text.token_ids:
+                n_prompt = len(row.request.prompt_ids)
+                emit(Chunk(row.request.index, prompt_tokens=n_prompt, padded=len(lengths) > 1))
+        n_wanted = max(row.n_left for row in rows)
+        n_new = min(n_wanted, self._room(max(lengths)))
         choosing = [] if all(row.sampler.is_plain_greedy for row in rows) else [_ChooseTokens(rows)]
         cast("Any", self.loaded.model).generate(
-            **self._inputs([row.request.prompt_ids for row in rows], params),
-            generation_config=self._config(params, max(row.max_tokens for row in rows)),
+            **self._inputs([row.ids for row in rows], params),
+            generation_config=self._config(params, n_new),
             logits_processor=LogitsProcessorList(choosing),
-            stopping_criteria=StoppingCriteriaList([_FollowRows(rows, emit, cancelled)]),
+            stopping_criteria=StoppingCriteriaList([_FollowRows(rows, self.turns, emit, cancelled)]),
         )
-        for row in rows:
+        for row in rows if n_new == n_wanted else ():
             row.end(emit)
+
+    def _room(self, n_tokens: int) -> float:
+        """New tokens for which a decoder has positions behind so many; an encoder's are no part of them."""
+        positions = None if self.is_encoder_decoder else window(self.loaded.model.config.get_text_config())
+        return math.inf if positions is None else max(1, positions - n_tokens)
 
     def _logits(self, prompts: Sequence[Sequence[int]], n_new: int) -> Tensor:
         """`(B, n_new, V)`: what `generate` chooses so many tokens from, greedily, for prompts in one batch."""
@@ -165,7 +183,7 @@ class GenerateRoute:
                 **self._inputs([one.prompt_ids], params),
                 generation_config=self._beam_config(params),
                 logits_processor=LogitsProcessorList([_Penalise(self.penalty_context(one), n_before, params)]),
-                stopping_criteria=StoppingCriteriaList([_StopBeams(self.decode, one, n_before, emit, cancelled)]),
+                stopping_criteria=StoppingCriteriaList([_StopBeams(self, one, n_before, emit, cancelled)]),
             )
         texts = _token_rows(sequences[:, n_before:])
         for choice, sequence in enumerate(texts):
@@ -212,11 +230,11 @@ class GenerateRoute:
         first_eos = next(iter(params.eos_token_ids), 0)
         return first_eos if params.pad_token_id is None else params.pad_token_id
 
-    def _config(self, params: GenerationParams, max_new_tokens: int) -> GenerationConfig:
+    def _config(self, params: GenerationParams, max_new_tokens: float) -> GenerationConfig:
         """The search is greedy over scores in which the samplers have already chosen."""
         return GenerationConfig(
             do_sample=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=int(max_new_tokens),
             eos_token_id=list(params.eos_token_ids) or None,
             pad_token_id=self._pad_id(params),
             decoder_start_token_id=self._decoder_start(params),
@@ -260,6 +278,16 @@ class _Row:
     def is_done(self) -> bool:
         return self.text.finish_reason is not None
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The prompt's tokens and those generated so far."""
+        return (*self.request.prompt_ids, *self.text.token_ids)
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that it may still get."""
+        return self.max_tokens - len(self.text.token_ids)
+
     def choose(self, scores: Tensor) -> int:
         """The next token by this row's own parameters; `take` brings it back."""
         if not self.sampler.wants_logprobs:
@@ -298,13 +326,14 @@ class _ChooseTokens(LogitsProcessor):
 class _FollowRows(StoppingCriteria):
     """Gives every new token to its row, and tells `generate` which rows have ended."""
 
-    def __init__(self, rows: Sequence[_Row], emit: Emit, cancelled: Event) -> None:
-        self._rows, self._emit, self._cancelled = rows, emit, cancelled
+    def __init__(self, rows: Sequence[_Row], turns: Turns, emit: Emit, cancelled: Event) -> None:
+        self._rows, self._turns, self._emit, self._cancelled = rows, turns, emit, cancelled
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         newest = [row[0] for row in _token_rows(input_ids[:, -1:])]
         for row, token_id in zip(self._rows, newest, strict=True):
             row.take(token_id, self._emit)
+        self._turns.let_others()
         done = [row.is_done or self._cancelled.is_set() for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
 
@@ -329,7 +358,7 @@ class _Penalise(LogitsProcessor):
 class _StopBeams(StoppingCriteria):
     """Ends a beam at a stop string, and tells the reader at every step that work goes on, so that it can leave."""
 
-    decode: Decode
+    route: GenerateRoute
     one: Numbered
     n_before: int
     emit: Emit
@@ -342,7 +371,8 @@ class _StopBeams(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.emit(Chunk(self.one.index))
         generated = _token_rows(input_ids[:, self.n_before :])
-        texts = [self.decode(tokens) if self.stops else "" for tokens in generated]
+        self.route.turns.let_others()
+        texts = [self.route.decode(tokens) if self.stops else "" for tokens in generated]
         done = [self.cancelled.is_set() or any(stop in text for stop in self.stops) for text in texts]
         return torch.tensor(done, device=input_ids.device)
 

@@ -98,9 +98,13 @@ class TransformersLLM(BackendLLM):
         **params: Any,
     ) -> None:
         _check_positive(batch_size=batch_size, kv_cache_bytes=kv_cache_bytes, max_waiting=max_waiting)
+        _check_flags(engine=engine, local_files_only=local_files_only, trust_remote_code=trust_remote_code)
+        if kv_cache_bytes is not None and not engine:
+            raise ParameterError(f"kv_cache_bytes is the engine's budget, got {kv_cache_bytes} with engine=False")
         super().__init__(os.fspath(model_name or EMBEDDED_MODEL), **params)
         self._options = LoadOptions(dtype, quantize_bits, self.device, local_files_only, trust_remote_code)
         self._route_options = RouteOptions(engine, kv_cache_bytes, batch_size, torch.get_num_threads(), max_waiting)
+        self._ends: list[weakref.finalize[..., TransformersLLM]] = []
         path = adapter_path(adapter)
         files = None if path is None else read_adapter(path)
         self._take(load_model(self.model_name, self._options), files)
@@ -126,15 +130,15 @@ class TransformersLLM(BackendLLM):
         claim = "batched" if self._routes.has_engine else "alone"
         self.capabilities = replace(type(self).capabilities, reproducible=claim)
         # A model that is dropped without close() ends its threads, too.
-        self._end_routes = weakref.finalize(self, self._routes.close)
+        self._ends = [*(end for end in self._ends if end.alive), weakref.finalize(self, self._routes.close)]
         vars(self).pop("_identity", None)
 
     def _replace(self, loaded: LoadedModel, adapter: AdapterFiles | None = None) -> None:
-        """Make another model this object's, and wait until the old one has ended what it was generating."""
-        before, end_before = self._routes, self._end_routes
-        self._take(loaded, adapter)
-        before.drain()
-        end_before()
+        """Make another model this object's, and wait until the old one has ended what it was given."""
+        with self._rebinding:
+            before, end_before = self._routes, self._ends[-1]
+            self._take(loaded, adapter)
+        before.retire(end_before)
         _collect_garbage()
 
     def _generating(self) -> object:
@@ -224,6 +228,7 @@ class TransformersLLM(BackendLLM):
     @property
     def fingerprint(self) -> str:
         """What the bits depend on: weights, adapter, tokenizer, route, precision, device, libraries and processor."""
+        self._require()
         claim, adapter = self._routes.info.reproducible, self._adapters.active
         return fingerprint(
             {
@@ -243,6 +248,7 @@ class TransformersLLM(BackendLLM):
         return {
             "weights": self._quantized_digest or weights_digest(self._adapters.own_weights()),
             "config": loaded.model.config.to_json_string(),
+            "generation_config": self._settings.unnamed,
             "tokenizer": folder_digest(loaded.files.folder, "token*", "*.jinja", "vocab*", "merges*", "spiece*"),
             "dtype": str(loaded.model.dtype),
             "quantize_bits": loaded.options.quantize_bits,
@@ -274,6 +280,10 @@ class TransformersLLM(BackendLLM):
             token_id = getattr(params, name)
             if token_id is not None and token_id >= n_tokens:
                 raise ParameterError(f"{name} must be below the vocabulary's size of {n_tokens}, got {token_id}")
+        # The model's own may be beyond it: a tokenizer can have more tokens than the model has embeddings.
+        for token_id in set(params.eos_token_ids) - set(self._settings.params.eos_token_ids):
+            if token_id >= n_tokens:
+                raise ParameterError(f"eos_token_id must be below the vocabulary's size of {n_tokens}, got {token_id}")
 
     def _num_tokens(self, text: str) -> int:
         """Tokens of a text by the model's own tokenizer, special tokens not counted."""
@@ -322,7 +332,8 @@ class TransformersLLM(BackendLLM):
         self._replace(load_model(str(folder), self._options))
 
     def _release(self) -> None:
-        self._end_routes()
+        for end in self._ends:
+            end()
         self._loaded = None
         del self._routes, self._encoder, self._guides, self._adapters
         _collect_garbage()
@@ -332,6 +343,12 @@ def _check_positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ParameterError(f"{name} must be an integer >= 1, got {number!r}")
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ParameterError(f"{name} must be True or False, got {flag!r}")
 
 
 def _collect_garbage() -> None:

@@ -17,25 +17,8 @@ from llmkit.engine.runner import Slice
 from llmkit_transformers import last_layer
 from llmkit_transformers.flat_attention import NotUnderstood
 from llmkit_transformers.runner import FlatRunner
+from llmkit_transformers.settings import APPLIED_BY_GENERATE
 
-_APPLIED_BY_GENERATE = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "max_time",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "remove_invalid_values",
-    "renormalize_logits",
-    "sequence_bias",
-    "suppress_tokens",
-)
 _WHOLE_STEP_ROPE = ("dynamic", "longrope")
 _LONGEST_DRY_RUN = 160
 
@@ -66,6 +49,9 @@ Company: TypeAlias = Literal["any", "same length", "none"]
 def company(model: PreTrainedModel, logits: Callable[[Sequence[Sequence[int]], int], Tensor]) -> Company:
     """Which prompts may be in one batch of `model.generate`: some models read padding (TrOCR), some other rows (RWKV).
 
+    Positions that the longest row changes are known, and not tried: it would take rows of that length. `dynamic` ones
+    change beyond the window alone, where nobody comes.
+
     Args:
         model: the model.
         logits: `(B, n_new, V)` of prompts in one batch; fewer steps where all of them end before.
@@ -73,7 +59,7 @@ def company(model: PreTrainedModel, logits: Callable[[Sequence[Sequence[int]], i
     short, other, long = (_tokens(model.config.get_text_config(), n, seed) for n, seed in ((4, 1), (4, 2), (9, 3)))
     alone = logits([short], 2)
     trials: tuple[tuple[list[int], Company], ...] = ((long, "any"), (other, "same length"))
-    for neighbour, found in trials:
+    for neighbour, found in trials[_whole_step_rope(model) == "longrope" :]:
         beside = logits([short, neighbour], 2)[:1]
         n_steps = min(alone.shape[1], beside.shape[1])  # it may end by itself, and its neighbour goes on
         if _disagreement(beside[:, :n_steps], alone[:, :n_steps], _tolerance(model)) is None:
@@ -82,33 +68,44 @@ def company(model: PreTrainedModel, logits: Callable[[Sequence[Sequence[int]], i
 
 
 def _narrow_run(model: PreTrainedModel) -> str | None:
-    """Two sequences, read but for a token and then to their ends, against the model's own forward of each."""
+    """Two sequences, read but for a token and then to their ends beside a third, against the model's own forward.
+
+    The third is read at once and named first, while its rows stand behind those that stacks hold: logits must come as
+    they are asked for.
+    """
     config: Any = model.config.get_text_config()
-    prompts = [_tokens(config, n_tokens, seed=3) for n_tokens in (9, 6)]
+    prompts = [_tokens(config, n_tokens, seed=3) for n_tokens in (9, 6, 7)]
     runner = FlatRunner(model, narrow=True)
-    buffers = [runner.new() for _ in prompts]
-    read = runner.logits([Slice(b, p[:-1], 0, False) for b, p in zip(buffers, prompts, strict=True)])
-    ended = runner.logits([Slice(b, p[-1:], len(p) - 1, False) for b, p in zip(buffers, prompts, strict=True)])
-    expected = torch.stack([_own_logits(model, prompt, n_last=2) for prompt in prompts], dim=1)
-    return _disagreement(torch.stack([read, ended]), expected, _tolerance(model))
+    whole, *parts = ((runner.new(), prompt) for prompt in prompts)
+    read = runner.logits([Slice(kept, prompt[:-1], 0, False) for kept, prompt in parts])
+    ends = [Slice(kept, prompt[-1:], len(prompt) - 1, False) for kept, prompt in parts]
+    ended = runner.logits([Slice(*whole, 0, False), *ends])
+    own = [_own_logits(model, prompt, n_last=2) for prompt in prompts]
+    expected = [before for before, _ in own[1:]] + [last for _, last in own]
+    return _disagreement(torch.cat([read, ended]), torch.stack(expected), _tolerance(model))
 
 
 def _known_obstacle(model: PreTrainedModel) -> str | None:
-    config: Any = model.config.get_text_config()
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    settings = model.generation_config
-    left_to_generate = [name for name in _APPLIED_BY_GENERATE if getattr(settings, name, None)]
+    rope, settings = _whole_step_rope(model), model.generation_config
+    left_to_generate = [name for name in APPLIED_BY_GENERATE if getattr(settings, name, None)]
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
     if getattr(model, "_is_stateful", False):
         return "it keeps a state instead of keys and values"
-    if rope.get("rope_type") in _WHOLE_STEP_ROPE:
-        return f"its {rope['rope_type']} positions depend on the longest sequence of a step"
+    if rope is not None:
+        return f"its {rope} positions depend on the longest sequence of a step"
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "it is spread over several devices"
     if left_to_generate:
         return f"its generation config sets {left_to_generate[0]}, which model.generate applies"
     return None
+
+
+def _whole_step_rope(model: PreTrainedModel) -> str | None:
+    """The kind of positions that depend on the longest sequence of a step, if any layer has some."""
+    own: Any = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds: list[Any] = [own.get("rope_type"), *(one.get("rope_type") for one in own.values() if isinstance(one, dict))]
+    return next((kind for kind in kinds if kind in _WHOLE_STEP_ROPE), None)
 
 
 def _dry_run(model: PreTrainedModel) -> str | None:

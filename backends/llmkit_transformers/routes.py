@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelInvalid
+from llmkit.open_calls import OpenCalls
 from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk, Request
 from llmkit_transformers import compute_threads, packed
@@ -36,6 +37,7 @@ from llmkit_transformers.proof import may_narrow, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import Verdict, self_test
 from llmkit_transformers.settings import ModelSettings
+from llmkit_transformers.turns import Turns
 
 MAX_ROWS = 16
 """Rows that `model.generate` gets together by default."""
@@ -118,9 +120,9 @@ class Routes:
         adapters: Adapters,
     ) -> None:
         self._loaded, self._options, self._adapters = loaded, options, adapters
-        lock, name = Lock(), loaded.files.name
+        turns, name = Turns(), loaded.files.name
         self._spelling = TokenSpelling(loaded.tokenizer)
-        self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
+        self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, turns)
         self._thread = OwnThread(
             name,
             partial(torch.set_num_threads, options.n_threads),
@@ -128,14 +130,14 @@ class Routes:
             options.max_waiting,
             after_work=compute_threads.give_back,
         )
-        self._lock, self._testing = lock, Lock()
+        self._turns, self._testing, self._calls = turns, Lock(), OpenCalls()
         self._verdicts: dict[AdapterFiles | None, Verdict] = {}
         self._proved: set[AdapterFiles] = set()
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
         if self._reason is None:
             make_switchable(loaded.model)
         self._narrow = self._reason is None and may_narrow(loaded.model)
-        self._runner = FlatRunner(loaded.model, lock, narrow=self._narrow, ways=affordable_ways(loaded.model))
+        self._runner = FlatRunner(loaded.model, turns, narrow=self._narrow, ways=affordable_ways(loaded.model))
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
         self._engine = self._make_engine(settings, decode) if self._reason is None else None
         compute_threads.give_back()  # of the thread that loaded the model, which goes on with other things
@@ -176,6 +178,10 @@ class Routes:
 
     def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         """The chunks of all requests, each on its route; leaving early cancels the rest."""
+        with self._calls.one_more():
+            yield from self._chunks(requests)
+
+    def _chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
         for_engine, others = self._divided(requests)
         if self._engine is not None and for_engine:
             yield from self._engine.chunks(for_engine)
@@ -192,8 +198,9 @@ class Routes:
             async for chunk in drained_in_thread(self.chunks(requests)):
                 yield chunk
             return
-        async for chunk in self._engine.achunks(for_engine):
-            yield chunk
+        with self._calls.one_more():
+            async for chunk in self._engine.achunks(for_engine):
+                yield chunk
 
     def _divided(self, requests: Sequence[Request]) -> tuple[list[Numbered], list[Numbered]]:
         """The requests that take the engine, and the others."""
@@ -203,7 +210,7 @@ class Routes:
         return divided
 
     def _takes_engine(self, request: Request) -> bool:
-        if self._engine is None or request.params.uses_beams or request.params.n > self._options.max_running:
+        if self._engine is None or request.params.uses_beams:
             return False
         return not request.reproducible or not self._tested().problem
 
@@ -274,7 +281,7 @@ class Routes:
         model, name = self._loaded.model, self._loaded.files.name
 
         def test() -> Verdict:
-            verdict = self_test(model, FlatRunner(model, self._lock, narrow=self._narrow))
+            verdict = self_test(model, FlatRunner(model, self._turns, narrow=self._narrow))
             self._verdicts[self._adapters.active] = verdict
             return verdict
 
@@ -289,11 +296,12 @@ class Routes:
             warnings.warn(problem, NotReproducibleWarning, stacklevel=2)
         return verdict
 
-    def drain(self) -> None:
-        """Wait until all that was handed in has ended; nothing more comes in on the engine."""
+    def retire(self, end: Callable[[], object]) -> None:
+        """Wait until all that was handed in has ended; call `end` then, or after calls that have more to hand in."""
         if self._engine is not None:
-            self._engine.drain()
+            self._engine.exclusively(lambda: None)
         self._thread.run(lambda: None)
+        self._calls.after_the_last(end)
 
     def close(self) -> None:
         """End everything, and free the keys and values."""

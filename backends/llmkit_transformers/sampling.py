@@ -32,6 +32,9 @@ from llmkit_transformers.top_p import NucleusFilter
 UNNAMED_FILTERS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 """Filters that a model's generation config may set and that have no name in llmkit."""
 
+_LEAST_TEMPERATURE = 1e-30
+"""Below it, logits divided by the temperature are no float32 numbers any more; only the likeliest are left at it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -126,7 +129,8 @@ def penalised(logits: Tensor, context: Sequence[int], generated: Sequence[int], 
     if params.repetition_penalty not in (None, 1.0):
         seen = torch.tensor(sorted({*context, *generated}), dtype=torch.long, device=logits.device)
         values, penalty = logits[seen], params.repetition_penalty
-        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        changed = torch.where(values < 0, values * penalty, values / penalty)
+        logits[seen] = changed.clamp(max=torch.finfo(changed.dtype).max)  # tiny penalties lead beyond the numbers
     if generated and (params.frequency_penalty or params.presence_penalty):
         counts = torch.bincount(torch.tensor(generated, device=logits.device), minlength=logits.shape[0])
         logits -= counts * (params.frequency_penalty or 0.0) + (counts > 0) * (params.presence_penalty or 0.0)
@@ -139,7 +143,7 @@ def filters(params: GenerationParams, model_settings: GenerationConfig | None = 
     if not params.do_sample:
         return chain
     if params.temperature not in (None, 1.0):
-        chain.append(TemperatureLogitsWarper(params.temperature))
+        chain.append(TemperatureLogitsWarper(max(params.temperature, _LEAST_TEMPERATURE)))
     if model_settings is not None and model_settings.top_h is not None:
         chain.append(TopHLogitsWarper(top_h=cast("float", model_settings.top_h)))
     if params.top_k is not None and params.top_k > 0:

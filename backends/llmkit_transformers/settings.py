@@ -46,7 +46,28 @@ _REFUSED = (
     "token_healing",
     "watermarking_config",
 )
+_ABOUT_THE_FILE = ("_from_model_config", "transformers_version")
 _NEUTRAL = {"num_beam_groups": 1}
+APPLIED_BY_GENERATE = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "max_time",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "sequence_bias",
+    "suppress_tokens",
+)
+"""Fields that `generate` itself applies, many of them by how long the prompt or the text is."""
+
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -61,6 +82,12 @@ class ModelSettings:
 
     config: GenerationConfig
     params: GenerationParams
+
+    @property
+    def unnamed(self) -> dict[str, Any]:
+        """The fields that are set and have no name in llmkit, which `generate` or our own filters apply."""
+        set_here = self.config.to_diff_dict()
+        return {name: set_here[name] for name in sorted(set_here) if name not in (*_OURS, *_ABOUT_THE_FILE)}
 
     @classmethod
     def taken_from(cls, loaded: LoadedModel) -> ModelSettings:

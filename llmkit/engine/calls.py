@@ -196,7 +196,8 @@ class EngineCalls:
         """
         if isinstance(event, Delta):
             logprobs = self._logprobs(event)
-            yield Chunk(index, event.choice, event.text, (event.token_id,), event.finish_reason, logprobs=logprobs)
+            choice = event.request.first_choice + event.choice
+            yield Chunk(index, choice, event.text, (event.token_id,), event.finish_reason, logprobs=logprobs)
         elif event is not None:
             cause = event.error.__cause__
             raise cause if isinstance(cause, self._passed_on) else event.error

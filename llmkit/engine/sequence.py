@@ -49,6 +49,7 @@ class EngineRequest:
         max_tokens: new tokens of each choice at most; memory for them is promised when the request starts.
         may_wait: whether who hands it in waits for a place in a full queue, or is refused.
         streamed: somebody reads along; otherwise what comes out may be handed over several tokens at a time.
+        first_choice: what readers count the first choice as, where those before it are in another request.
 
     Raises:
         InvalidRequest: an empty prompt, no choices, unequal numbers of samplers and outputs, or no room for a token.
@@ -61,6 +62,7 @@ class EngineRequest:
     max_tokens: int
     may_wait: bool = True
     streamed: bool = True
+    first_choice: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

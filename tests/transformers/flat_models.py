@@ -23,6 +23,7 @@ from transformers import (
     MistralConfig,
     MoshiConfig,
     Olmo2Config,
+    Olmo3Config,
     OPTConfig,
     Phi3Config,
     PhimoeConfig,
@@ -102,6 +103,26 @@ NOT_FLAT: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
                     "rope_theta": 1e4,
                     "short_factor": [1.0] * 8,
                     "long_factor": [2.0] * 8,
+                },
+            )
+        ),
+        "longrope positions depend on the longest sequence",
+    ),
+    "olmo3 with long rope in some layers": (
+        lambda: Olmo3Config(
+            **usual(
+                sliding_window=WINDOW,
+                layer_types=["sliding_attention", "full_attention"],
+                rope_parameters={
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                    "full_attention": {
+                        "rope_type": "longrope",
+                        "rope_theta": 1e4,
+                        "factor": 4.0,
+                        "original_max_position_embeddings": 64,
+                        "short_factor": [1.0] * 8,
+                        "long_factor": [4.0] * 8,
+                    },
                 },
             )
         ),

@@ -128,6 +128,16 @@ def test_files_are_read_once(own: TransformersLLM, two: list[Path], tmp_path: Pa
     assert own.run(PROMPT, seed=1, **WISH) == text
 
 
+def test_dora_on_eight_bit_layers_is_refused_and_leaves_the_model_as_it_was(base: Path, tmp_path: Path) -> None:
+    with TransformersLLM(str(base), quantize_bits=8) as llm:
+        text = llm.run(PROMPT, seed=1, **WISH)
+        with pytest.raises(ModelInvalid, match="is a DoRA adapter, which peft cannot run on 8-bit layers"):
+            llm.set_adapter(saved(tmp_path / "dora", base, 2, use_dora=True))
+        assert llm.run(PROMPT, seed=1, **WISH) == text
+        llm.set_adapter(saved(tmp_path / "lora", base, 2))
+        assert llm.run(PROMPT, seed=1, **WISH) != text
+
+
 MERGED: list[dict[str, Any]] = [
     {},
     {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 30}},

@@ -63,6 +63,23 @@ def test_a_seeded_choice_does_not_depend_on_how_many_there_are(llm: Transformers
     assert len({choice.token_ids for choice in three}) > 1
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_more_choices_than_run_at_once_are_those_of_a_larger_engine(
+    llm: TransformersLLM, model_folder: Callable[..., Path], n: int
+) -> None:
+    """They run in parts on the engine, so they have its bits."""
+    wish: dict[str, Any] = {**SEEDED, "seed": 7, "n": n, "logprobs": 1}
+    expected = llm.complete("hello", **wish)
+    with TransformersLLM(str(model_folder()), batch_size=2) as small:
+        found = small.complete("hello", **wish)
+        assert found.fingerprint == expected.fingerprint
+        assert found.choices == expected.choices
+        assert found.usage == expected.usage
+        assert {chunk.choice for chunk in small.chunks([Request("hello", GenerationParams(n=n, max_tokens=2))])} == {
+            *range(n)
+        }
+
+
 @pytest.mark.filterwarnings("ignore::llmkit.errors.ContextWarning")
 def test_a_seeded_chat_of_ten_turns_gives_the_same_bits_replayed_cold(model_folder: Callable[..., Path]) -> None:
     params = {"max_tokens": 3, "temperature": 0.9, "seed": 11}
@@ -115,3 +132,15 @@ def test_a_request_that_can_never_fit_its_memory_is_refused_with_the_figures(mod
 def test_an_impossible_budget_is_refused_before_loading(value: Any) -> None:
     with pytest.raises(ParameterError, match="kv_cache_bytes must be an integer >= 1"):
         TransformersLLM("/no/such/model", kv_cache_bytes=value)
+
+
+def test_a_budget_for_an_engine_that_is_turned_off_is_refused() -> None:
+    with pytest.raises(ParameterError, match="kv_cache_bytes is the engine's budget, got 1000 with engine=False"):
+        TransformersLLM("/no/such/model", engine=False, kv_cache_bytes=1000)
+
+
+@pytest.mark.parametrize("name", ["engine", "local_files_only", "trust_remote_code"])
+def test_a_switch_is_true_or_false(name: str) -> None:
+    switch: dict[str, Any] = {name: "no"}
+    with pytest.raises(ParameterError, match=f"{name} must be True or False, got 'no'"):
+        TransformersLLM("/no/such/model", **switch)

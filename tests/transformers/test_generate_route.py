@@ -187,6 +187,66 @@ def test_choices_of_a_model_whose_rows_see_one_another_are_made_one_by_one(loade
     assert [choice.token_ids for choice in choices] == [greedy] * 3
 
 
+LONGROPE: Any = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+}
+
+
+def test_positions_that_the_longest_row_changes_are_shared_by_rows_of_one_length(tmp_path: Path) -> None:
+    with TransformersLLM(str(tiny_models.build(tmp_path, **LONGROPE))) as llm:
+        assert "longrope" in llm.engine_info.reason
+        texts = ["how", "a" * 40, "are", "b" * 9, "c" * 9]
+        requests = [Request(text, GenerationParams(max_tokens=12), raw=True) for text in texts]
+        alone = [llm.complete_batch([request])[0].choices[0].token_ids for request in requests]
+        assert [found.choices[0].token_ids for found in llm.complete_batch(requests)] == alone
+
+
+@pytest.mark.parametrize(
+    ("family", "engine", "generation"),
+    [("gptj", True, {}), ("gpt2", False, {}), ("gptj", True, {"no_repeat_ngram_size": 9})],
+)
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.7, "top_k": 3, "logprobs": 1}], ids=["greedy", "sampled"])
+def test_a_batch_ends_no_text_where_a_longer_prompt_reaches_the_last_position(
+    tmp_path: Path, family: str, engine: bool, generation: dict[str, Any], params: dict[str, Any]
+) -> None:
+    """Each text may fill the window, and a row that is done is fed on while others go on."""
+    folder = tiny_models.build(tmp_path, family, generation=generation, n_positions=64)
+    texts = ["a b" * 3, "c d" * 19, "e f" * 10, "g" * 30]
+    with TransformersLLM(str(folder), engine=engine) as llm:
+        requests = [Request(text, GenerationParams(eos_token_id=[], **params), raw=True) for text in texts]
+        found = [completion.choices[0] for completion in llm.complete_batch(requests)]
+        assert [len(choice.token_ids) for choice in found] == [
+            64 - len(llm.tokenizer(text)["input_ids"]) for text in texts
+        ]
+        if not params:
+            alone = [llm.complete_batch([request])[0].choices[0].token_ids for request in requests]
+            assert [choice.token_ids for choice in found] == alone
+
+
+def test_the_engine_goes_on_beside_a_beam_search(llm: TransformersLLM, forwards: Any) -> None:
+    """Both hold the model for a step at a time; held for the whole search, the short call would end after it."""
+    ended: list[str] = []
+
+    def search() -> None:
+        llm.run(PROMPT, num_beams=4, max_tokens=100, eos_token_id=[])
+        ended.append("search")
+
+    searching = threading.Thread(target=search)
+    searching.start()
+    assert forwards.first.wait(20)
+    llm.run("x", max_tokens=2)
+    ended.append("run")
+    searching.join(60)
+    assert ended == ["run", "search"]
+
+
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
@@ -397,7 +457,7 @@ def test_out_of_memory_passes_through(llm: TransformersLLM) -> None:
     assert llm.run("x", max_tokens=2)
 
 
-@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id", "eos_token_id"])
 def test_a_token_that_the_vocabulary_does_not_have_is_refused(llm: TransformersLLM, name: str) -> None:
     with pytest.raises(ParameterError, match=f"{name} must be below the vocabulary's size of 320, got 5000"):
         llm.batch_run(["x", "longer"], max_tokens=2, **{name: 5000})

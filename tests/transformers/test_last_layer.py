@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Gemma4TextConfig
 
 from llmkit.engine.runner import Slice
 from llmkit_transformers import last_layer
 from llmkit_transformers.numerics import make_switchable
 from llmkit_transformers.proof import may_narrow
 from llmkit_transformers.runner import FlatRunner
-from tests.transformers.flat_models import FLAT, V, built
+from tests.transformers.flat_models import FLAT, V, built, runner_of, without
 
 
 def steps(runner: FlatRunner, reproducible: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,3 +136,18 @@ def test_a_model_that_looks_at_all_rows_behind_the_last_layer_is_found_out(monke
     assert not may_narrow(model)
     monkeypatch.undo()
     assert may_narrow(model)
+
+
+def test_a_model_that_orders_the_last_rows_itself_gets_all_rows() -> None:
+    """Gemma 4 takes fewer rows than tokens for those that were asked for, in the order in which they stand."""
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma4TextConfig(
+        **without("", head_dim=16, sliding_window=64, layer_types=layers),
+        vocab_size_per_layer_input=V,
+        hidden_size_per_layer_input=0,
+    )
+    model = built(config)
+    assert not may_narrow(model)
+    found, expected = steps(runner_of(model), False), steps(FlatRunner(model), False)
+    for one, other in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

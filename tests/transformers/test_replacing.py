@@ -79,3 +79,46 @@ def test_the_threads_of_the_old_model_end(changing: TransformersLLM, model_folde
         changing.model_name = str(model_folder(family))
         changing.run("hello", max_tokens=1)
     assert threading.active_count() <= before + 1
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "generate"])
+def test_a_batch_that_is_longer_than_a_queue_ends_on_the_model_that_it_began_with(
+    model_folder: Callable[..., Path], engine: bool
+) -> None:
+    tasks = [f"hello {n}" for n in range(24)]
+    with TransformersLLM(str(model_folder()), engine=engine, batch_size=2, max_waiting=1) as llm:
+        expected = llm.batch_run(tasks, **LONG)
+        before = threading.active_count()
+        counter = ForwardCounter(llm)
+        counter.gate.clear()
+        with ThreadPoolExecutor(2) as threads:
+            batch = threads.submit(llm.batch_run, tasks, **LONG)
+            assert counter.first.wait(SOON_S)
+            replacing = threads.submit(llm.set_model_name, str(model_folder("qwen3")))
+            time.sleep(0.05)
+            counter.gate.set()
+            assert batch.result(SOON_S * 3) == expected
+            replacing.result(SOON_S)
+        assert llm.model.config.model_type == "qwen3"
+        assert threading.active_count() <= before + 1
+
+
+def test_models_that_are_set_at_the_same_time_take_turns(model_folder: Callable[..., Path]) -> None:
+    folders = [str(model_folder(family)) for family in ("llama", "qwen3", "llama", "qwen3")]
+    before = threading.active_count()
+    with TransformersLLM(folders[0]) as llm:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(llm.set_model_name, folders))
+        assert llm.model.config.model_type == ("llama" if llm.model_name == folders[0] else "qwen3")
+        assert llm.run("hello", max_tokens=1)
+    assert threading.active_count() <= before
+
+
+def test_close_ends_what_still_runs_on_the_model_before(
+    changing: TransformersLLM, model_folder: Callable[..., Path]
+) -> None:
+    stream = changing.stream("hello", **LONG)
+    next(stream)
+    changing.model_name = str(model_folder("qwen3"))
+    changing.close()
+    assert len(list(stream)) < LONG["max_tokens"]  # it ends by itself: all had been generated before the model went

@@ -172,3 +172,18 @@ def test_filters_of_the_models_own_config_apply_to_sampling(setting: dict[str, f
     filtered = {sampler.next_token(LOGITS, [], [0] * index) for index in range(2000)}
     plain = {Sampler(params).next_token(LOGITS, [], [0] * index) for index in range(2000)}
     assert filtered < plain
+
+
+@pytest.mark.parametrize("temperature", [1e-29, 1e-37, 1e-39, 5e-324])
+def test_the_smallest_temperatures_leave_the_likeliest_token(temperature: float) -> None:
+    sampler = Sampler(GenerationParams(do_sample=True, temperature=temperature, seed=1, logprobs=1))
+    found = sampler.next_scored(LOGITS * 1e4, [], [])
+    assert (found.token_id, found.logprob) == (0, 0.0)
+
+
+@pytest.mark.parametrize("penalty", [1e-38, 1e-42])
+def test_the_smallest_repetition_penalties_have_log_probabilities(penalty: float) -> None:
+    sampler = Sampler(GenerationParams(repetition_penalty=penalty, logprobs=1))
+    found = sampler.next_scored(LOGITS, [0, 1], [])
+    assert found.token_id in (0, 1)
+    assert -math.log(2.001) < found.logprob <= 0

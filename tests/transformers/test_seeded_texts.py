@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -259,3 +260,15 @@ def test_torchs_flags_and_the_environment_are_in_the_fingerprint(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     seen.add(llm.fingerprint)
     assert len(seen) == 3
+
+
+def test_filters_of_the_models_own_config_are_in_the_fingerprint(
+    llm: TransformersLLM, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder(), tmp_path / "model")
+    tiny_models.add_generation_config(tmp_path / "model", epsilon_cutoff=0.02)
+    with TransformersLLM(str(tmp_path / "model")) as other:
+        assert other.fingerprint != llm.fingerprint
+    tiny_models.add_generation_config(tmp_path / "model", epsilon_cutoff=None, temperature=0.3)
+    with TransformersLLM(str(tmp_path / "model")) as same:  # a parameter, which completions name by themselves
+        assert same.fingerprint == llm.fingerprint
