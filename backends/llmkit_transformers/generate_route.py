@@ -170,7 +170,7 @@ class GenerateRoute:
         """`(B, n_new, V)`: what `generate` chooses so many tokens from, greedily, for prompts in one batch."""
         params = GenerationParams()
         config = self._config(params, n_new)
-        config.update(output_logits=True, return_dict_in_generate=True)
+        config.update(output_logits=True, return_dict_in_generate=True, min_length=0, min_new_tokens=0)
         found = cast("Any", self.loaded.model).generate(**self._inputs(prompts, params), generation_config=config)
         return torch.stack(found.logits, dim=1)
 

@@ -210,7 +210,7 @@ def test_positions_that_the_longest_row_changes_are_shared_by_rows_of_one_length
 
 @pytest.mark.parametrize(
     ("family", "engine", "generation"),
-    [("gptj", True, {}), ("gpt2", False, {}), ("gptj", True, {"no_repeat_ngram_size": 9})],
+    [("gptj", True, {}), ("gpt2", False, {}), ("gptj", True, {"no_repeat_ngram_size": 9, "min_new_tokens": 3})],
 )
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.7, "top_k": 3, "logprobs": 1}], ids=["greedy", "sampled"])
 def test_a_batch_ends_no_text_where_a_longer_prompt_reaches_the_last_position(
