@@ -21,12 +21,12 @@ from llmkit.params import GenerationParams
 from llmkit.structured import Matcher
 from llmkit.text import OutputText
 from llmkit.types import Chunk, Request
+from llmkit_transformers.fair_lock import FairLock
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import ScoredToken, TokenSpelling
 from llmkit_transformers.proof import Company, company
 from llmkit_transformers.sampling import UNNAMED_FILTERS, Sampler, penalised
 from llmkit_transformers.settings import APPLIED_BY_GENERATE, window
-from llmkit_transformers.turns import Turns
 
 Emit = Callable[[Chunk], None]
 Decode = Callable[[Sequence[int]], str]
@@ -108,13 +108,13 @@ class GenerateRoute:
     decode: Decode
     spelling: TokenSpelling
     settings: GenerationConfig
-    turns: Turns = field(default_factory=Turns)
+    lock: FairLock = field(default_factory=FairLock)
     company: Company | None = None
     """Which rows may be in one batch; tried before the first batch of several."""
 
     def run(self, group: Sequence[Numbered], emit: Emit, cancelled: Event) -> None:
         """Generate a group's texts, emitting chunks as they become final; ends early once cancelled."""
-        with self.turns, torch.inference_mode():
+        with self.lock, torch.inference_mode():
             if group[0].params.uses_beams:
                 self._run_beams(group[0], emit, cancelled)
             else:
@@ -156,7 +156,7 @@ class GenerateRoute:
             **self._inputs([row.ids for row in rows], params),
             generation_config=self._config(params, n_new),
             logits_processor=LogitsProcessorList(choosing),
-            stopping_criteria=StoppingCriteriaList([_FollowRows(rows, self.turns, emit, cancelled)]),
+            stopping_criteria=StoppingCriteriaList([_FollowRows(rows, self.lock, emit, cancelled)]),
         )
         for row in rows if n_new == n_wanted else ():
             row.end(emit)
@@ -326,14 +326,14 @@ class _ChooseTokens(LogitsProcessor):
 class _FollowRows(StoppingCriteria):
     """Gives every new token to its row, and tells `generate` which rows have ended."""
 
-    def __init__(self, rows: Sequence[_Row], turns: Turns, emit: Emit, cancelled: Event) -> None:
-        self._rows, self._turns, self._emit, self._cancelled = rows, turns, emit, cancelled
+    def __init__(self, rows: Sequence[_Row], lock: FairLock, emit: Emit, cancelled: Event) -> None:
+        self._rows, self._lock, self._emit, self._cancelled = rows, lock, emit, cancelled
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         newest = [row[0] for row in _token_rows(input_ids[:, -1:])]
         for row, token_id in zip(self._rows, newest, strict=True):
             row.take(token_id, self._emit)
-        self._turns.let_others()
+        self._lock.let_others()
         done = [row.is_done or self._cancelled.is_set() for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
 
@@ -371,7 +371,7 @@ class _StopBeams(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.emit(Chunk(self.one.index))
         generated = _token_rows(input_ids[:, self.n_before :])
-        self.route.turns.let_others()
+        self.route.lock.let_others()
         texts = [self.route.decode(tokens) if self.stops else "" for tokens in generated]
         done = [self.cancelled.is_set() or any(stop in text for stop in self.stops) for text in texts]
         return torch.tensor(done, device=input_ids.device)

@@ -28,6 +28,7 @@ from llmkit.types import Chunk, Request
 from llmkit_transformers import compute_threads, packed
 from llmkit_transformers.adapters import AdapterFiles, Adapters
 from llmkit_transformers.engine_route import MAX_RUNNING, EngineRoute, default_kv_bytes
+from llmkit_transformers.fair_lock import FairLock
 from llmkit_transformers.generate_route import Decode, GenerateRoute, Numbered, batches
 from llmkit_transformers.loading import LoadedModel
 from llmkit_transformers.logprobs import TokenSpelling
@@ -37,7 +38,6 @@ from llmkit_transformers.proof import may_narrow, why_not_flat
 from llmkit_transformers.runner import FlatRunner
 from llmkit_transformers.self_test import Verdict, self_test
 from llmkit_transformers.settings import ModelSettings
-from llmkit_transformers.turns import Turns
 
 MAX_ROWS = 16
 """Rows that `model.generate` gets together by default."""
@@ -120,9 +120,9 @@ class Routes:
         adapters: Adapters,
     ) -> None:
         self._loaded, self._options, self._adapters = loaded, options, adapters
-        turns, name = Turns(), loaded.files.name
+        lock, name = FairLock(), loaded.files.name
         self._spelling = TokenSpelling(loaded.tokenizer)
-        self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, turns)
+        self.generate = GenerateRoute(loaded, decode, self._spelling, settings.config, lock)
         self._thread = OwnThread(
             name,
             partial(torch.set_num_threads, options.n_threads),
@@ -130,14 +130,14 @@ class Routes:
             options.max_waiting,
             after_work=compute_threads.give_back,
         )
-        self._turns, self._testing, self._calls = turns, Lock(), OpenCalls()
+        self._lock, self._testing, self._calls = lock, Lock(), OpenCalls()
         self._verdicts: dict[AdapterFiles | None, Verdict] = {}
         self._proved: set[AdapterFiles] = set()
         self._reason = why_not_flat(loaded.model) if options.engine else "it was turned off"
         if self._reason is None:
             make_switchable(loaded.model)
         self._narrow = self._reason is None and may_narrow(loaded.model)
-        self._runner = FlatRunner(loaded.model, turns, narrow=self._narrow, ways=affordable_ways(loaded.model))
+        self._runner = FlatRunner(loaded.model, lock, narrow=self._narrow, ways=affordable_ways(loaded.model))
         self._kv_bytes = options.kv_cache_bytes or default_kv_bytes(loaded.model)
         self._engine = self._make_engine(settings, decode) if self._reason is None else None
         compute_threads.give_back()  # of the thread that loaded the model, which goes on with other things
@@ -281,7 +281,7 @@ class Routes:
         model, name = self._loaded.model, self._loaded.files.name
 
         def test() -> Verdict:
-            verdict = self_test(model, FlatRunner(model, self._turns, narrow=self._narrow))
+            verdict = self_test(model, FlatRunner(model, self._lock, narrow=self._narrow))
             self._verdicts[self._adapters.active] = verdict
             return verdict
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from llmkit.engine.runner import KeysValues, Slice, TokenSampler
 from llmkit_transformers import flat_attention, flat_step, last_layer
+from llmkit_transformers.fair_lock import FairLock
 from llmkit_transformers.flat_step import FlatStep, Piece, StackedRows, shared_rows, stacked_rows
 from llmkit_transformers.forks import Forks
 from llmkit_transformers.keys_values import TILE, SequenceBuffers, capacity
@@ -25,7 +26,6 @@ from llmkit_transformers.numerics import reproducible_numerics
 from llmkit_transformers.products import ROW_MULTIPLE, FastWays, fast_ways
 from llmkit_transformers.sampling import Sampler, likeliest
 from llmkit_transformers.stacks import Stacks
-from llmkit_transformers.turns import Turns
 
 _LEAST_SAVING = 2
 """Rows to one that is asked for, from which the last layer is run on these alone."""
@@ -71,7 +71,7 @@ class FlatRunner:
 
     Args:
         model: a model that `proof.py` found fit.
-        turns: held while the model runs, for others who run it, in other ways.
+        lock: held while the model runs, for others who run it, in other ways.
         narrow: let only the last row of each slice pass the last layer; `proof.py` knows which models allow it.
         ways: how to multiply in fast steps; by default the fastest here, second copies of the weights included.
 
@@ -82,12 +82,12 @@ class FlatRunner:
     def __init__(
         self,
         model: PreTrainedModel,
-        turns: Turns | None = None,
+        lock: FairLock | None = None,
         *,
         narrow: bool = False,
         ways: FastWays | None = None,
     ) -> None:
-        self._model, self._turns, self._device = model, turns or Turns(), model.device
+        self._model, self._lock, self._device = model, lock or FairLock(), model.device
         self._ways = ways or fast_ways()
         self._last_layer = last_layer.find(model) if narrow else None
         self._stacks, self._forks = Stacks(), Forks()
@@ -128,7 +128,7 @@ class FlatRunner:
     def logits(self, slices: Sequence[Slice]) -> Tensor:
         """`(S, V)` logits after each slice's last token, in the model's dtype, unnormalised."""
         reproducible = any(piece.reproducible for piece in slices)
-        with self._turns, torch.inference_mode(), attending_flat(self._model):
+        with self._lock, torch.inference_mode(), attending_flat(self._model):
             alone = {_buffers(piece.keys_values) for piece in slices if piece.reproducible}
             forks = self._forks.settle(alone, may_share=self._may_share)
             for buffers in alone:

@@ -9,7 +9,7 @@ from collections import deque
 from threading import Lock
 
 
-class Turns:
+class FairLock:
     """A lock, for `with`; not reentrant. Threads get it in the order in which they ask."""
 
     def __init__(self) -> None:

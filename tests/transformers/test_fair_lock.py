@@ -4,48 +4,48 @@ from __future__ import annotations
 
 import threading
 
-from llmkit_transformers.turns import Turns
+from llmkit_transformers.fair_lock import FairLock
 
 
 def test_threads_have_it_in_the_order_in_which_they_ask_and_never_two_at_once() -> None:
-    turns, order = Turns(), list[int]()
+    lock, order = FairLock(), list[int]()
     holders = 0
 
     def take(number: int) -> None:
         nonlocal holders
-        with turns:
+        with lock:
             holders += 1
             assert holders == 1
             order.append(number)
             holders -= 1
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
-    with turns:
+    with lock:
         for n, thread in enumerate(threads, 1):
             thread.start()
-            while len(turns._waiting) < n:
+            while len(lock._waiting) < n:
                 pass
     for thread in threads:
         thread.join()
     assert order == [*range(6)]
-    with turns:
+    with lock:
         pass
 
 
 def test_the_holder_lets_in_whoever_waits_and_has_it_again() -> None:
-    turns, seen = Turns(), list[str]()
+    lock, seen = FairLock(), list[str]()
 
     def take() -> None:
-        with turns:
+        with lock:
             seen.append("other")
 
     other = threading.Thread(target=take)
-    with turns:
-        turns.let_others()  # nobody waits
+    with lock:
+        lock.let_others()  # nobody waits
         other.start()
-        while not turns._waiting:
+        while not lock._waiting:
             pass
-        turns.let_others()
+        lock.let_others()
         seen.append("holder")
     other.join()
     assert seen == ["other", "holder"]
