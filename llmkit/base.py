@@ -7,11 +7,9 @@ derive from `BackendLLM`, which knows requests and chunks.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,6 +24,7 @@ from llmkit.progress import BatchProgress
 from llmkit.prompts import get_style
 from llmkit.setters import ParameterSetters
 from llmkit.summarize import summarize
+from llmkit.turns import Turns
 from llmkit.types import (
     Choice,
     Completion,
@@ -42,7 +41,6 @@ CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0
 """What `toggle_creative_mode(True)` sets."""
 
 _PASSAGE_TOKENS = 1000
-_RETRY_S = 0.005
 
 
 class BaseLLM(ParameterSetters, MeasuredCalls):
@@ -109,7 +107,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         self._model_name = model_name
         self._device = device
         self.history: list[Message] = []
-        self._chat_turn = threading.Lock()
+        self._turns = Turns()
         self._events = EventLog()
         self._before_creative: dict[str, Any] | None = None
         self._closed = False
@@ -193,11 +191,14 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
 
         With `tools` (functions) a backend's model may call them before it answers, at most `max_tool_rounds` times; the
         calls and their results are part of the history.
+
+        Raises:
+            InvalidRequest: a tool called it within the turn that it serves.
         """
         turn = self._turn(task, overrides)
         if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
             return self._answer(with_turn(parse_history(history), turn), overrides)[-1].content
-        with self._chat_turn:
+        with self._turns.taken():
             answers = self._answer((*self.history, turn), overrides)
             self.history = [*self.history, turn, *answers]
         return answers[-1].content
@@ -207,7 +208,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         turn = self._turn(task, overrides)
         if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
             return (await self._aanswer(with_turn(parse_history(history), turn), overrides))[-1].content
-        async with _held(self._chat_turn):
+        async with self._turns.ataken():
             answers = await self._aanswer((*self.history, turn), overrides)
             self.history = [*self.history, turn, *answers]
         return answers[-1].content
@@ -342,17 +343,6 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
 
 
 _NOT_PARAMETERS = {"self", "model_name", "device", "more", "__class__"}
-
-
-@asynccontextmanager
-async def _held(lock: threading.Lock) -> AsyncGenerator[None]:
-    """A lock that threads use, too, held without blocking the event loop; waiting for it can be cancelled."""
-    while not lock.acquire(blocking=False):
-        await asyncio.sleep(_RETRY_S)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:
