@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from llmkit.chunks import CompletionBuilder
+from llmkit.errors import ParameterError
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import Prepared
@@ -46,6 +47,22 @@ class Call:
     def requests(self) -> list[Request]:
         """What the backend gets."""
         return [prepared.request for prepared in self.prepared]
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether any of its completions is promised to come again."""
+        return any(prepared.request.reproducible for prepared in self.prepared)
+
+    def of_one_text(self) -> Self:
+        """The call, if its stream is one text.
+
+        Raises:
+            ParameterError: it has several choices.
+        """
+        n_choices = self.builders[0].n_choices
+        if n_choices != 1:
+            raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {n_choices}")
+        return self
 
     def add(self, chunk: Chunk) -> None:
         """Fold one chunk into the completion that it belongs to."""

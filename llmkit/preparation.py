@@ -19,6 +19,11 @@ from llmkit.structured import Constraint, Guide
 from llmkit.tools import as_tools
 from llmkit.types import Message, Request, as_messages
 
+_AT_ONCE = 20_000
+"""Characters that are settled in about 20 ms."""
+_PER_REQUEST = 300
+"""What settling a request takes besides its text, as characters."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -64,6 +69,24 @@ class Prepared:
     inert: tuple[str, ...]
     left_out: tuple[str, ...]
     sets_pad_token: bool
+
+
+def takes_long(requests: Sequence[Request], own: GenerationParams) -> bool:
+    """Whether settling requests would hold up an event loop: a constraint is compiled, or much text is encoded.
+
+    Args:
+        requests: those of one call.
+        own: the model object's parameters.
+    """
+    if any(request.constraint is not None for request in requests):
+        return True
+    return sum(_PER_REQUEST + _n_characters(request, own) for request in requests) > _AT_ONCE
+
+
+def _n_characters(request: Request, own: GenerationParams) -> int:
+    prompt, system_prompt = request.prompt, request.params.system_prompt or own.system_prompt or ""
+    texts = (prompt,) if isinstance(prompt, str) else [message.content for message in prompt]
+    return len(system_prompt) + sum([len(text) for text in texts])
 
 
 def prepare(request: Request, facts: ModelFacts) -> Prepared:
