@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from llmkit.capabilities import Capabilities
+from llmkit.characters import check_characters
 from llmkit.context import fit_conversation, room_for_new_tokens
 from llmkit.errors import InvalidRequest, ParameterError, UnsupportedFeature
 from llmkit.history import seen_from, with_system
@@ -93,6 +94,7 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     """Settle a request.
 
     Raises:
+        InvalidRequest: a text holds half of a surrogate pair, or `raw` excludes what else was asked.
         UnsupportedParameter: the backend cannot honour a parameter.
         UnsupportedFeature: nor what else was asked.
         InvalidConstraint: a schema, regex, choice or grammar that cannot be compiled.
@@ -104,6 +106,7 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     style = _style(request, facts)
     if style is not None and style.stop:
         user = user.replace(stop_token=(*user.stop_strings, *style.stop))
+    check_characters(request, user)
     if not facts.leaves_out:
         facts.capabilities.check(user, facts.backend_name)
     if request.when_full == "raise" and not facts.capabilities.bounded_queue:

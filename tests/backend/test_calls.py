@@ -1,6 +1,7 @@
 """Every way of calling a model gives the same, on a model whose every token is known."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from llmkit.errors import (
 )
 from llmkit.params import GenerationParams
 from llmkit.testing import ScriptedLLM, characters, words
-from llmkit.types import Chunk, Request
+from llmkit.types import Chunk, Message, Request
 
 ANSWER = "\n\nParis is the capital of France."
 
@@ -151,6 +152,40 @@ def test_a_list_of_another_length_than_the_batch_is_refused() -> None:
 def test_what_is_no_task_is_refused(bad: Any) -> None:
     with pytest.raises(InvalidRequest):
         ScriptedLLM().complete(bad)
+
+
+HALF = "Hello \ud800!"
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (lambda llm: llm.run(HALF), "the task"),
+        (lambda llm: llm.stream(HALF), "the task"),
+        (lambda llm: llm.batch_run(["x", HALF]), "the task"),
+        (lambda llm: llm.chat(HALF), "messages[0].content"),
+        (lambda llm: asyncio.run(llm.arun(HALF)), "the task"),
+        (lambda llm: llm.complete([{"role": "user", "content": "x"}, Message("user", HALF)]), "messages[1].content"),
+        (lambda llm: llm.run("x", system_prompt=HALF), "system_prompt"),
+        (lambda llm: llm.run("x", stop=["y", HALF]), "stop_token[1]"),
+        (lambda llm: llm.run("x", tools=[{"name": "f", "description": HALF}]), "tools[0].description"),
+        (lambda llm: llm.run("x", template_args={"a": [HALF]}), "template_args.a[0]"),
+        (
+            lambda llm: llm.complete([Message("assistant", "", ({"function": {"arguments": {"x": HALF}}},))]),
+            "messages[0].tool_calls[0].function.arguments.x",
+        ),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_with_its_place(call: Callable[[ScriptedLLM], Any], where: str) -> None:
+    llm = ScriptedLLM()
+    rule = f"{where} must be Unicode text, got half of a surrogate pair at character 6"
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(rule)}$"):
+        call(llm)
+    assert (llm.requests, llm.history) == ([], [])
+
+
+def test_whole_characters_of_all_kinds_are_read() -> None:
+    assert ScriptedLLM(lambda prompt: prompt).run("é 漢 😀", system_prompt="ü", stop="ß") == "é 漢 😀"
 
 
 def test_a_string_instead_of_a_list_of_tasks_is_refused() -> None:
