@@ -12,14 +12,14 @@ import itertools
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast, overload
 
 from llmkit.base import BaseLLM
 from llmkit.bridge import drained_in_thread
-from llmkit.call import Call, as_request, as_requests
+from llmkit.call import Call, as_request, as_requests, checked_requests
 from llmkit.capabilities import Capabilities
 from llmkit.errors import (
     ContextWarning,
@@ -148,17 +148,20 @@ class BackendLLM(BaseLLM):
         completions = self.complete_batch(as_requests(tasks, overrides), progress=progress)
         return [completion.text for completion in completions]
 
-    def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+    def chunks(self, requests: Iterable[Request]) -> Iterator[Chunk]:
         """The chunks of all requests as they come, each with the index of its request; all else folds these.
 
         Closing the iterator ends the generation.
-        """
-        return self._folding(self._begin(requests))
 
-    def complete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
+        Raises:
+            InvalidRequest: one of them is no `Request`.
+        """
+        return self._folding(self._begin(checked_requests(requests)))
+
+    def complete_batch(self, requests: Iterable[Request], *, progress: bool = False) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
-        call = self._begin([replace(request, streamed=False) for request in requests])
-        with BatchProgress(len(requests), wanted=progress) as line:
+        call = self._begin([replace(request, streamed=False) for request in checked_requests(requests)])
+        with BatchProgress(len(call.prepared), wanted=progress) as line:
             for chunk in self._folding(call):
                 call.show(chunk, line)
         return self._completions(call)
@@ -185,10 +188,10 @@ class BackendLLM(BaseLLM):
         completions = await self.acomplete_batch(as_requests(tasks, overrides), progress=progress)
         return [completion.text for completion in completions]
 
-    async def acomplete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
+    async def acomplete_batch(self, requests: Iterable[Request], *, progress: bool = False) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
-        call = await self._abegin([replace(request, streamed=False) for request in requests])
-        with BatchProgress(len(requests), wanted=progress) as line:
+        call = await self._abegin([replace(request, streamed=False) for request in checked_requests(requests)])
+        with BatchProgress(len(call.prepared), wanted=progress) as line:
             async for chunk in self._afolding(call):
                 call.show(chunk, line)
         return await self._acompletions(call)

@@ -5,12 +5,12 @@ It knows neither models nor how chunks come to be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
 from llmkit.chunks import CompletionBuilder
-from llmkit.errors import ParameterError
+from llmkit.errors import InvalidRequest, ParameterError
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import Prepared
@@ -152,3 +152,18 @@ def as_requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Requ
     """One request a task; an override that is a list gives one value a task."""
     rows = per_task(overrides, len(checked_batch(tasks)))
     return [as_request(task, row) for task, row in zip(tasks, rows, strict=True)]
+
+
+def checked_requests(requests: Iterable[Request]) -> list[Request]:
+    """The requests as a list.
+
+    Raises:
+        InvalidRequest: one of them is none, or there is nothing to go through.
+    """
+    if not isinstance(requests, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"requests must be an iterable of Request, got {type(requests).__name__}")
+    listed = list(requests)
+    for at, request in enumerate(listed):
+        if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"requests[{at}] must be a Request, got {type(request).__name__}")
+    return listed

@@ -136,6 +136,39 @@ def test_each_request_of_a_batch_has_its_own_parameters() -> None:
     assert [completion.text for completion in llm.complete_batch(requests)] == ["one", "one two three", ""]
 
 
+BATCHES: dict[str, Callable[..., list[str]]] = {
+    "complete_batch": lambda llm, requests: [done.text for done in llm.complete_batch(requests)],
+    "acomplete_batch": lambda llm, requests: [done.text for done in asyncio.run(llm.acomplete_batch(requests))],
+    "chunks": lambda llm, requests: [chunk.text for chunk in llm.chunks(requests) if chunk.text],
+}
+every_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+
+
+@every_batch
+def test_requests_may_come_from_any_iterable(batch: Callable[..., list[str]]) -> None:
+    llm = ScriptedLLM(lambda prompt: prompt)
+    assert batch(llm, (Request(prompt) for prompt in "ab")) == ["a", "b"]
+    assert batch(llm, iter([])) == []
+
+
+@every_batch
+@pytest.mark.parametrize(
+    ("requests", "problem"),
+    [
+        (["Hello!"], "requests[0] must be a Request, got str"),
+        ("Hello!", "requests[0] must be a Request, got str"),
+        ([Request("x"), {"prompt": "x"}], "requests[1] must be a Request, got dict"),
+        (Request("x"), "requests must be an iterable of Request, got Request"),
+        (None, "requests must be an iterable of Request, got NoneType"),
+    ],
+)
+def test_what_are_no_requests_is_refused(batch: Callable[..., list[str]], requests: Any, problem: str) -> None:
+    llm = ScriptedLLM()
+    with pytest.raises(InvalidRequest, match=re.escape(problem)):
+        batch(llm, requests)
+    assert llm.requests == []
+
+
 def test_a_list_gives_one_value_a_task() -> None:
     llm = ScriptedLLM("one two three")
     assert llm.batch_run(["x", "y"], max_tokens=[1, 2]) == ["one", "one two"]
