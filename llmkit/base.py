@@ -337,6 +337,17 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __getstate__(self) -> object:
+        """Refuse to be pickled or copied: threads, memory and files behind a model cannot be.
+
+        Raises:
+            TypeError: always; a subclass that holds nothing of the kind may define it anew.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} belongs to the process that loaded it and can be neither pickled nor copied: "
+            f"load it where it is to run, for instance from its name, {self.model_name!r}"
+        )
+
     def _check_open(self) -> None:
         if self._closed:
             raise ModelClosed(self.model_name)
