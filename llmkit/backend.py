@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast, overload
 
 from llmkit.base import BaseLLM
 from llmkit.bridge import drained_in_thread
-from llmkit.call import Call, as_request, as_requests
+from llmkit.call import Call, as_request, as_requests, checked_requests
 from llmkit.capabilities import Capabilities
 from llmkit.errors import (
     ContextWarning,
@@ -30,7 +31,7 @@ from llmkit.errors import (
     UnsupportedParameterWarning,
 )
 from llmkit.params import GenerationParams
-from llmkit.preparation import ModelFacts, Prepared, prepare
+from llmkit.preparation import ModelFacts, Prepared, prepare, takes_long
 from llmkit.progress import BatchProgress
 from llmkit.structured import Constraint, Guide
 from llmkit.tools import MAX_TOOL_ROUNDS, Answer, ToolRounds, as_tools, read_answer
@@ -63,6 +64,7 @@ class BackendLLM(BaseLLM):
         super().__init__(model_name, **params)
         self.on_unsupported = on_unsupported
         self._warned: set[str] = set()
+        self._fingerprinting = threading.Lock()
         if on_unsupported == "error":
             self.capabilities.check(self.params, self.backend_name)
 
@@ -134,7 +136,7 @@ class BackendLLM(BaseLLM):
 
     def stream(self, task: Conversation, **overrides: Any) -> Iterator[str]:
         """Pieces of text as they become final; joined they equal `run`'s text. Closing it ends the generation."""
-        call = _of_one_text(self._begin([as_request(task, overrides)]))
+        call = self._begin([as_request(task, overrides)]).of_one_text()
         return (chunk.text for chunk in self._folding(call) if chunk.text)
 
     def batch_run(self, tasks: Sequence[str], *args: Any, progress: bool = False, **overrides: Any) -> list[str]:
@@ -146,17 +148,20 @@ class BackendLLM(BaseLLM):
         completions = self.complete_batch(as_requests(tasks, overrides), progress=progress)
         return [completion.text for completion in completions]
 
-    def chunks(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+    def chunks(self, requests: Iterable[Request]) -> Iterator[Chunk]:
         """The chunks of all requests as they come, each with the index of its request; all else folds these.
 
         Closing the iterator ends the generation.
-        """
-        return self._folding(self._begin(requests))
 
-    def complete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
+        Raises:
+            InvalidRequest: one of them is no `Request`.
+        """
+        return self._folding(self._begin(checked_requests(requests)))
+
+    def complete_batch(self, requests: Iterable[Request], *, progress: bool = False) -> list[Completion]:
         """Completions for all requests, in their order; each has its own parameters."""
-        call = self._begin([replace(request, streamed=False) for request in requests])
-        with BatchProgress(len(requests), wanted=progress) as line:
+        call = self._begin([replace(request, streamed=False) for request in checked_requests(requests)])
+        with BatchProgress(len(call.prepared), wanted=progress) as line:
             for chunk in self._folding(call):
                 call.show(chunk, line)
         return self._completions(call)
@@ -172,7 +177,7 @@ class BackendLLM(BaseLLM):
 
     async def astream(self, task: Conversation, **overrides: Any) -> AsyncIterator[str]:
         """`stream` without blocking the event loop."""
-        call = _of_one_text(await self._abegin([as_request(task, overrides)]))
+        call = (await self._abegin([as_request(task, overrides)])).of_one_text()
         async for chunk in self._afolding(call):
             if chunk.text:
                 yield chunk.text
@@ -183,13 +188,13 @@ class BackendLLM(BaseLLM):
         completions = await self.acomplete_batch(as_requests(tasks, overrides), progress=progress)
         return [completion.text for completion in completions]
 
-    async def acomplete_batch(self, requests: Sequence[Request], *, progress: bool = False) -> list[Completion]:
+    async def acomplete_batch(self, requests: Iterable[Request], *, progress: bool = False) -> list[Completion]:
         """`complete_batch` without blocking the event loop."""
-        call = await self._abegin([replace(request, streamed=False) for request in requests])
-        with BatchProgress(len(requests), wanted=progress) as line:
+        call = await self._abegin([replace(request, streamed=False) for request in checked_requests(requests)])
+        with BatchProgress(len(call.prepared), wanted=progress) as line:
             async for chunk in self._afolding(call):
                 call.show(chunk, line)
-        return self._completions(call)
+        return await self._acompletions(call)
 
     def _answer(self, messages: tuple[Message, ...], overrides: Mapping[str, Any]) -> tuple[Message, ...]:
         if not overrides.get("tools"):
@@ -307,8 +312,8 @@ class BackendLLM(BaseLLM):
             warnings.warn(problem, ContextWarning, stacklevel=_callers_level())
 
     async def _abegin(self, requests: Sequence[Request]) -> Call:
-        """`_begin`, in a thread where a constraint may have to be compiled, which can take a second."""
-        is_slow = any(request.constraint is not None for request in requests)
+        """`_begin`, in a thread where it may take long; few and short requests take less time than a thread."""
+        is_slow = takes_long(requests, self.params)
         return await asyncio.to_thread(self._begin, requests) if is_slow else self._begin(requests)
 
     def _folding(self, call: Call) -> Iterator[Chunk]:
@@ -341,14 +346,20 @@ class BackendLLM(BaseLLM):
             self._record(call.timing())
 
     def _completions(self, call: Call) -> list[Completion]:
-        # A fingerprint may read all weights: only where somebody is promised something.
-        is_promised = any(request.reproducible for request in call.requests)
-        return call.completions(self._fingerprint_of(call) if is_promised else None, self._read_answer)
+        return call.completions(self._fingerprint_of(call), self._read_answer)
+
+    async def _acompletions(self, call: Call) -> list[Completion]:
+        """`_completions`, where a fingerprint is needed from a thread."""
+        found = await asyncio.to_thread(self._fingerprint_of, call) if call.is_reproducible else None
+        return call.completions(found, self._read_answer)
 
     def _fingerprint_of(self, call: Call) -> str | None:
-        """None where the adapter was changed meanwhile, since either may have been in use."""
-        found = self.fingerprint
-        return found if call.begun_with is self._adapted_by() else None
+        """None where nothing is promised, or another model or adapter came meanwhile, which would be named instead."""
+        if not call.is_reproducible:
+            return None
+        with self._fingerprinting:  # The first one may read all weights, and others would read them beside it.
+            found = self.fingerprint
+        return found if (call.begun_for, call.begun_with) == (self._generating(), self._adapted_by()) else None
 
     def _prepare(self, request: Request) -> Prepared:
         prepared = prepare(request, self._facts())
@@ -386,18 +397,6 @@ class BackendLLM(BaseLLM):
             self._release()
 
     detach = close
-
-
-def _of_one_text(call: Call) -> Call:
-    """The call, if its stream is one text.
-
-    Raises:
-        ParameterError: it has several choices.
-    """
-    n_choices = call.builders[0].n_choices
-    if n_choices != 1:
-        raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {n_choices}")
-    return call
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import asyncio
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,6 +25,7 @@ from llmkit.progress import BatchProgress
 from llmkit.prompts import get_style
 from llmkit.setters import ParameterSetters
 from llmkit.summarize import summarize
+from llmkit.turns import Turns
 from llmkit.types import (
     Choice,
     Completion,
@@ -42,7 +42,6 @@ CREATIVE: Mapping[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0
 """What `toggle_creative_mode(True)` sets."""
 
 _PASSAGE_TOKENS = 1000
-_RETRY_S = 0.005
 
 
 class BaseLLM(ParameterSetters, MeasuredCalls):
@@ -109,7 +108,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         self._model_name = model_name
         self._device = device
         self.history: list[Message] = []
-        self._chat_turn, self._rebinding = threading.Lock(), threading.RLock()
+        self._turns, self._rebinding = Turns(), threading.RLock()
         self._events = EventLog()
         self._before_creative: dict[str, Any] | None = None
         self._closed = False
@@ -193,11 +192,14 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
 
         With `tools` (functions) a backend's model may call them before it answers, at most `max_tool_rounds` times; the
         calls and their results are part of the history.
+
+        Raises:
+            InvalidRequest: a tool called it within the turn that it serves.
         """
         turn = self._turn(task, overrides)
         if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
             return self._answer(with_turn(parse_history(history), turn), overrides)[-1].content
-        with self._chat_turn:
+        with self._turns.taken():
             answers = self._answer((*self.history, turn), overrides)
             self.history = [*self.history, turn, *answers]
         return answers[-1].content
@@ -207,7 +209,7 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
         turn = self._turn(task, overrides)
         if history is not None and history != "":  # pyright: ignore[reportUnnecessaryComparison]
             return (await self._aanswer(with_turn(parse_history(history), turn), overrides))[-1].content
-        async with _held(self._chat_turn):
+        async with self._turns.ataken():
             answers = await self._aanswer((*self.history, turn), overrides)
             self.history = [*self.history, turn, *answers]
         return answers[-1].content
@@ -336,23 +338,23 @@ class BaseLLM(ParameterSetters, MeasuredCalls):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __getstate__(self) -> object:
+        """Refuse to be pickled or copied: threads, memory and files behind a model cannot be.
+
+        Raises:
+            TypeError: always; a subclass that holds nothing of the kind may define it anew.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} belongs to the process that loaded it and can be neither pickled nor copied: "
+            f"load it where it is to run, for instance from its name, {self.model_name!r}"
+        )
+
     def _check_open(self) -> None:
         if self._closed:
             raise ModelClosed(self.model_name)
 
 
 _NOT_PARAMETERS = {"self", "model_name", "device", "more", "__class__"}
-
-
-@asynccontextmanager
-async def _held(lock: threading.Lock) -> AsyncGenerator[None]:
-    """A lock that threads use, too, held without blocking the event loop; waiting for it can be cancelled."""
-    while not lock.acquire(blocking=False):
-        await asyncio.sleep(_RETRY_S)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _parsed_state(state: Mapping[str, Any]) -> tuple[GenerationParams, list[Message], Metrics]:

@@ -5,11 +5,12 @@ It knows neither models nor how chunks come to be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from llmkit.chunks import CompletionBuilder
+from llmkit.errors import InvalidRequest, ParameterError
 from llmkit.metrics import GenerationTiming
 from llmkit.params import GenerationParams, per_task
 from llmkit.preparation import Prepared
@@ -46,6 +47,22 @@ class Call:
     def requests(self) -> list[Request]:
         """What the backend gets."""
         return [prepared.request for prepared in self.prepared]
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether any of its completions is promised to come again."""
+        return any(prepared.request.reproducible for prepared in self.prepared)
+
+    def of_one_text(self) -> Self:
+        """The call, if its stream is one text.
+
+        Raises:
+            ParameterError: it has several choices.
+        """
+        n_choices = self.builders[0].n_choices
+        if n_choices != 1:
+            raise ParameterError(f"a stream is one text: num_return_sequences must be 1, got {n_choices}")
+        return self
 
     def add(self, chunk: Chunk) -> None:
         """Fold one chunk into the completion that it belongs to."""
@@ -135,3 +152,18 @@ def as_requests(tasks: Sequence[str], overrides: Mapping[str, Any]) -> list[Requ
     """One request a task; an override that is a list gives one value a task."""
     rows = per_task(overrides, len(checked_batch(tasks)))
     return [as_request(task, row) for task, row in zip(tasks, rows, strict=True)]
+
+
+def checked_requests(requests: Iterable[Request]) -> list[Request]:
+    """The requests as a list.
+
+    Raises:
+        InvalidRequest: one of them is none, or there is nothing to go through.
+    """
+    if not isinstance(requests, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"requests must be an iterable of Request, got {type(requests).__name__}")
+    listed = list(requests)
+    for at, request in enumerate(listed):
+        if not isinstance(request, Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"requests[{at}] must be a Request, got {type(request).__name__}")
+    return listed

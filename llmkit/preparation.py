@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from llmkit.capabilities import Capabilities
+from llmkit.characters import check_characters
 from llmkit.context import fit_conversation, room_for_new_tokens
 from llmkit.errors import InvalidRequest, ParameterError, UnsupportedFeature
 from llmkit.history import seen_from, with_system
@@ -18,6 +19,11 @@ from llmkit.prompts import PromptStyle, as_style
 from llmkit.structured import Constraint, Guide
 from llmkit.tools import as_tools
 from llmkit.types import Message, Request, as_messages
+
+_AT_ONCE = 20_000
+"""Characters that are settled in about 20 ms."""
+_PER_REQUEST = 300
+"""What settling a request takes besides its text, as characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +72,29 @@ class Prepared:
     sets_pad_token: bool
 
 
+def takes_long(requests: Sequence[Request], own: GenerationParams) -> bool:
+    """Whether settling requests would hold up an event loop: a constraint is compiled, or much text is encoded.
+
+    Args:
+        requests: those of one call.
+        own: the model object's parameters.
+    """
+    if any(request.constraint is not None for request in requests):
+        return True
+    return sum(_PER_REQUEST + _n_characters(request, own) for request in requests) > _AT_ONCE
+
+
+def _n_characters(request: Request, own: GenerationParams) -> int:
+    prompt, system_prompt = request.prompt, request.params.system_prompt or own.system_prompt or ""
+    texts = (prompt,) if isinstance(prompt, str) else [message.content for message in prompt]
+    return len(system_prompt) + sum([len(text) for text in texts])
+
+
 def prepare(request: Request, facts: ModelFacts) -> Prepared:
     """Settle a request.
 
     Raises:
+        InvalidRequest: a text holds half of a surrogate pair, or `raw` excludes what else was asked.
         UnsupportedParameter: the backend cannot honour a parameter.
         UnsupportedFeature: nor what else was asked.
         InvalidConstraint: a schema, regex, choice or grammar that cannot be compiled.
@@ -81,6 +106,7 @@ def prepare(request: Request, facts: ModelFacts) -> Prepared:
     style = _style(request, facts)
     if style is not None and style.stop:
         user = user.replace(stop_token=(*user.stop_strings, *style.stop))
+    check_characters(request, user)
     if not facts.leaves_out:
         facts.capabilities.check(user, facts.backend_name)
     if request.when_full == "raise" and not facts.capabilities.bounded_queue:

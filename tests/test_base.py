@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
+import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -460,3 +463,24 @@ def test_positional_and_keyword_arguments_stand_in_the_signatures(name: str) -> 
     kinds = [p.kind for p in inspect.signature(getattr(BaseLLM, name)).parameters.values()]
     passed_on = [kind for kind in kinds if kind is not inspect.Parameter.KEYWORD_ONLY]
     assert passed_on[-2:] == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [pickle.dumps, copy.deepcopy, copy.copy, lambda llm: pickle.dumps(llm.run), lambda llm: pickle.dumps(llm, 0)],
+    ids=["pickle", "deepcopy", "copy", "pickle a method", "pickle by protocol 0"],
+)
+def test_a_model_is_neither_pickled_nor_copied(duplicate: Callable[[BaseLLM], object]) -> None:
+    with pytest.raises(TypeError, match=r"a Reverser belongs to the process that loaded it .* from its name, 'm'"):
+        duplicate(Reverser("m"))
+
+
+class Portable(Reverser):
+    """Knows how to be made again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model_name,)
+
+
+def test_a_subclass_may_say_how_it_is_pickled() -> None:
+    assert copy.deepcopy(Portable("m")).run("ab") == "ba"

@@ -170,6 +170,11 @@ def test_null_means_not_set() -> None:
             message(role="user", content="\ud800"),
             "messages[0].content: must be Unicode text, got half of a surrogate pair",
         ),
+        (
+            task(generation_config={"stop_strings": ["a", "\ud800"]}),
+            "stop_token[1] must be Unicode text, got half of a surrogate pair at character 0",
+        ),
+        (task(tools=[{"name": "\ud800"}]), "tools[0].name must be Unicode text"),
         (message(role="user", content="hi", name="x"), "messages[0].name: is not a known key"),
         (message(role="user", content=[{"type": "text", "text": ""}]), "content[0].text: must be a non-empty string"),
         (

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from llmkit.characters import check_characters
 from llmkit.errors import InvalidRequest, ParameterError, TaskArgsInvalid
 from llmkit.params import GenerationParams, resolve
 from llmkit.types import Message, Request, Role
@@ -134,7 +135,9 @@ class GPTTask(Shape):
         parsed = task if isinstance(task, GPTTask) else cls._validated(task)
         try:
             # Some values are right one by one and wrong together; the request's own checks say so.
-            resolve(parsed.to_request().params, GenerationParams())
+            request = parsed.to_request()
+            resolve(request.params, GenerationParams())
+            check_characters(request, request.params)
         except ParameterError as error:
             raise TaskArgsInvalid(f"generation_config: {error}") from error
         except InvalidRequest as error:

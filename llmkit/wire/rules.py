@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from llmkit.characters import characters_problem
 from llmkit.errors import ParameterError
 from llmkit.specs import SPECS, canonical_name
 
@@ -31,10 +32,8 @@ def problem(text: str) -> PydanticCustomError:
 
 
 def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise problem(f"must be Unicode text, got half of a surrogate pair at character {error.start}") from None
+    if (wrong := characters_problem(text)) is not None:
+        raise problem(wrong)
     return text
 
 

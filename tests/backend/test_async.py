@@ -103,6 +103,80 @@ def test_async_calls_run_at_the_same_time() -> None:
     assert time.perf_counter() - started < 3 * 0.22
 
 
+class Threaded(ScriptedLLM):
+    """Tells which threads its prompts are encoded in and its fingerprint is computed in, and how many do so at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.encoded_in: set[threading.Thread] = set()
+        self.named_in: set[threading.Thread] = set()
+        self.n_naming, self.most_naming = 0, 0
+
+    @property
+    def fingerprint(self) -> str | None:
+        self.named_in.add(threading.current_thread())
+        self.n_naming += 1
+        self.most_naming = max(self.most_naming, self.n_naming)
+        time.sleep(0.01)
+        self.n_naming -= 1
+        return "named"
+
+    def _encode(self, request: Request) -> list[int]:
+        self.encoded_in.add(threading.current_thread())
+        return super()._encode(request)
+
+
+ASYNC_CALLS: dict[str, Callable[..., Any]] = {
+    "arun": lambda llm, task: llm.arun(task),
+    "abatch_run": lambda llm, task: llm.abatch_run([task]),
+    "acomplete_batch": lambda llm, task: llm.acomplete_batch([Request(task)]),
+    "aexecute": lambda llm, task: llm.aexecute(gpt_task(task)),
+    "achat": lambda llm, task: llm.achat(task),
+}
+every_async_call = pytest.mark.parametrize("call", ASYNC_CALLS.values(), ids=ASYNC_CALLS)
+
+
+@every_async_call
+def test_a_fingerprint_is_computed_outside_the_event_loop(
+    call: Callable[..., Any],
+) -> None:
+    llm = Threaded(seed=1)
+    asyncio.run(call(llm, "x"))
+    assert len(llm.named_in) == 1
+    assert threading.current_thread() not in llm.named_in
+
+
+def test_concurrent_calls_compute_the_fingerprint_one_after_another() -> None:
+    llm = Threaded(seed=1)
+
+    async def three() -> list[str | None]:
+        return [done.fingerprint for done in await asyncio.gather(*(llm.acomplete("x") for _ in range(3)))]
+
+    assert asyncio.run(three()) == ["named"] * 3
+    assert llm.most_naming == 1
+
+
+@every_async_call
+def test_a_long_text_is_encoded_outside_the_event_loop(call: Callable[..., Any]) -> None:
+    llm = Threaded()
+    asyncio.run(call(llm, "word " * 20_000))
+    assert llm.encoded_in
+    assert threading.current_thread() not in llm.encoded_in
+
+
+def test_many_tasks_or_a_long_system_prompt_are_encoded_outside_the_event_loop() -> None:
+    many, under = Threaded(), Threaded(system_prompt="word " * 20_000)
+    asyncio.run(many.abatch_run(["x"] * 1000))
+    asyncio.run(under.arun("x"))
+    assert threading.current_thread() not in many.encoded_in | under.encoded_in
+
+
+def test_a_short_task_costs_no_thread() -> None:
+    llm = Threaded()
+    asyncio.run(llm.arun("x"))
+    assert llm.encoded_in == {threading.current_thread()}
+
+
 def test_a_stream_refuses_before_its_first_piece_is_asked_for() -> None:
     with pytest.raises(UnsupportedParameter):
         ScriptedLLM().stream("x", top_k=5)

@@ -1,6 +1,7 @@
 """Every way of calling a model gives the same, on a model whose every token is known."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from llmkit.errors import (
 )
 from llmkit.params import GenerationParams
 from llmkit.testing import ScriptedLLM, characters, words
-from llmkit.types import Chunk, Request
+from llmkit.types import Chunk, Message, Request
 
 ANSWER = "\n\nParis is the capital of France."
 
@@ -135,6 +136,39 @@ def test_each_request_of_a_batch_has_its_own_parameters() -> None:
     assert [completion.text for completion in llm.complete_batch(requests)] == ["one", "one two three", ""]
 
 
+BATCHES: dict[str, Callable[..., list[str]]] = {
+    "complete_batch": lambda llm, requests: [done.text for done in llm.complete_batch(requests)],
+    "acomplete_batch": lambda llm, requests: [done.text for done in asyncio.run(llm.acomplete_batch(requests))],
+    "chunks": lambda llm, requests: [chunk.text for chunk in llm.chunks(requests) if chunk.text],
+}
+every_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+
+
+@every_batch
+def test_requests_may_come_from_any_iterable(batch: Callable[..., list[str]]) -> None:
+    llm = ScriptedLLM(lambda prompt: prompt)
+    assert batch(llm, (Request(prompt) for prompt in "ab")) == ["a", "b"]
+    assert batch(llm, iter([])) == []
+
+
+@every_batch
+@pytest.mark.parametrize(
+    ("requests", "problem"),
+    [
+        (["Hello!"], "requests[0] must be a Request, got str"),
+        ("Hello!", "requests[0] must be a Request, got str"),
+        ([Request("x"), {"prompt": "x"}], "requests[1] must be a Request, got dict"),
+        (Request("x"), "requests must be an iterable of Request, got Request"),
+        (None, "requests must be an iterable of Request, got NoneType"),
+    ],
+)
+def test_what_are_no_requests_is_refused(batch: Callable[..., list[str]], requests: Any, problem: str) -> None:
+    llm = ScriptedLLM()
+    with pytest.raises(InvalidRequest, match=re.escape(problem)):
+        batch(llm, requests)
+    assert llm.requests == []
+
+
 def test_a_list_gives_one_value_a_task() -> None:
     llm = ScriptedLLM("one two three")
     assert llm.batch_run(["x", "y"], max_tokens=[1, 2]) == ["one", "one two"]
@@ -151,6 +185,40 @@ def test_a_list_of_another_length_than_the_batch_is_refused() -> None:
 def test_what_is_no_task_is_refused(bad: Any) -> None:
     with pytest.raises(InvalidRequest):
         ScriptedLLM().complete(bad)
+
+
+HALF = "Hello \ud800!"
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (lambda llm: llm.run(HALF), "the task"),
+        (lambda llm: llm.stream(HALF), "the task"),
+        (lambda llm: llm.batch_run(["x", HALF]), "the task"),
+        (lambda llm: llm.chat(HALF), "messages[0].content"),
+        (lambda llm: asyncio.run(llm.arun(HALF)), "the task"),
+        (lambda llm: llm.complete([{"role": "user", "content": "x"}, Message("user", HALF)]), "messages[1].content"),
+        (lambda llm: llm.run("x", system_prompt=HALF), "system_prompt"),
+        (lambda llm: llm.run("x", stop=["y", HALF]), "stop_token[1]"),
+        (lambda llm: llm.run("x", tools=[{"name": "f", "description": HALF}]), "tools[0].description"),
+        (lambda llm: llm.run("x", template_args={"a": [HALF]}), "template_args.a[0]"),
+        (
+            lambda llm: llm.complete([Message("assistant", "", ({"function": {"arguments": {"x": HALF}}},))]),
+            "messages[0].tool_calls[0].function.arguments.x",
+        ),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_with_its_place(call: Callable[[ScriptedLLM], Any], where: str) -> None:
+    llm = ScriptedLLM()
+    rule = f"{where} must be Unicode text, got half of a surrogate pair at character 6"
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(rule)}$"):
+        call(llm)
+    assert (llm.requests, llm.history) == ([], [])
+
+
+def test_whole_characters_of_all_kinds_are_read() -> None:
+    assert ScriptedLLM(lambda prompt: prompt).run("é 漢 😀", system_prompt="ü", stop="ß") == "é 漢 😀"
 
 
 def test_a_string_instead_of_a_list_of_tasks_is_refused() -> None:

@@ -165,7 +165,7 @@ def test_concurrent_achats_take_turns_and_a_cancelled_one_lets_the_next_go_on() 
 
     asyncio.run(talk())
     assert [message.content for message in llm.history] == ["0", "answer", "2", "answer"]
-    assert not llm._chat_turn.locked()  # pyright: ignore[reportPrivateUsage]
+    assert not llm._turns._lock.locked()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_achat_waits_for_a_chat_in_a_thread() -> None:
@@ -177,6 +177,77 @@ def test_achat_waits_for_a_chat_in_a_thread() -> None:
     asyncio.run(llm.achat("second"))
     thread.join()
     assert [message.content for message in llm.history][::2] == ["first", "second"]
+
+
+NESTED: dict[str, Callable[..., Any]] = {
+    "chat": lambda llm: lambda number: llm.chat(f"what is {number}"),
+    "asyncio.run": lambda llm: lambda number: asyncio.run(llm.achat(f"what is {number}")),
+    "run": lambda llm: lambda number: llm.run(f"what is {number}"),
+    "chat with a history": lambda llm: lambda number: llm.chat(f"what is {number}", [Message("assistant", "hello")]),
+    "chat of another": lambda llm: lambda number: scripted().chat(f"what is {number}"),
+}
+
+
+def asking(llm: ScriptedLLM, way: str) -> Callable[[int], str]:
+    """A tool that asks a model."""
+    call_model = NESTED[way](llm)
+
+    def ask(number: int) -> str:
+        return call_model(number)
+
+    return ask
+
+
+@pytest.mark.timeout(20)
+@every_chat
+@pytest.mark.parametrize("way", ["chat", "asyncio.run"])
+def test_a_tool_that_calls_chat_of_the_object_it_serves_is_refused(chat: Callable[..., str], way: str) -> None:
+    llm = scripted(call("ask", number=3))
+    with pytest.raises(InvalidRequest, match="a tool must not call chat of the object whose turn it serves"):
+        chat(llm, "double it", tools=[asking(llm, way)])
+    assert llm.history == []
+    assert chat(llm, "x") == "It is x."
+
+
+@every_chat
+@pytest.mark.parametrize("way", ["run", "chat with a history", "chat of another"])
+def test_a_tool_may_ask_a_model_in_other_ways(chat: Callable[..., str], way: str) -> None:
+    llm = scripted(call("ask", number=3))
+    told = chat(llm, "double it", tools=[asking(llm, way)])
+    assert told == "It is It is what is 3.."
+
+
+@pytest.mark.timeout(20)
+def test_an_async_tool_that_calls_achat_of_the_object_it_serves_is_refused() -> None:
+    llm = scripted(call("ask", number=3))
+
+    async def ask(number: int) -> str:
+        return await asyncio.create_task(llm.achat(f"what is {number}"))
+
+    with pytest.raises(InvalidRequest, match="use run, or another object"):
+        asyncio.run(llm.achat("double it", tools=[ask]))
+
+
+@pytest.mark.timeout(20)
+def test_a_task_that_outlives_the_turn_it_began_in_may_chat() -> None:
+    llm = scripted(call("later", number=3))
+
+    async def talk() -> None:
+        turn_is_over, begun = asyncio.Event(), list[asyncio.Task[str]]()
+
+        async def chat_later() -> str:
+            await turn_is_over.wait()
+            return await llm.achat("x")
+
+        async def later(number: int) -> str:
+            begun.append(asyncio.create_task(chat_later()))
+            return "soon"
+
+        assert await llm.achat("double it", tools=[later]) == "It is soon."
+        turn_is_over.set()
+        assert await begun[0] == "It is x."
+
+    asyncio.run(talk())
 
 
 class Schema(BaseModel):

@@ -103,6 +103,25 @@ def test_a_batch_that_is_longer_than_a_queue_ends_on_the_model_that_it_began_wit
         assert threading.active_count() <= before + 1
 
 
+def test_a_seeded_call_does_not_name_the_model_that_came_meanwhile(
+    changing: TransformersLLM, model_folder: Callable[..., Path]
+) -> None:
+    old = changing.fingerprint
+    assert changing.complete("hello", seed=1, **LONG).fingerprint == old
+    counter = ForwardCounter(changing)
+    counter.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        call = threads.submit(changing.complete, "hello", seed=1, **LONG)
+        assert counter.first.wait(SOON_S)
+        replacing = threads.submit(changing.set_model_name, str(model_folder("qwen3")))
+        while changing.model.config.model_type != "qwen3":
+            time.sleep(0.01)
+        counter.gate.set()
+        assert call.result(SOON_S).fingerprint is None
+        replacing.result(SOON_S)
+    assert changing.complete("hello", seed=1, max_tokens=2).fingerprint == changing.fingerprint != old
+
+
 def test_models_that_are_set_at_the_same_time_take_turns(model_folder: Callable[..., Path]) -> None:
     folders = [str(model_folder(family)) for family in ("llama", "qwen3", "llama", "qwen3")]
     before = threading.active_count()
