@@ -90,12 +90,12 @@ class OwnThread:
         """The work in the queue; its place is free once it starts, or is cancelled before."""
 
         def start() -> bool:
-            self._places.give_back()
+            self._places.give_back(work)
             return work()
 
-        self._places.take(wait=may_wait)
+        self._places.take(work, wait=may_wait)
         future = self._submitted(start)
-        future.add_done_callback(lambda done: self._places.give_back() if done.cancelled() else None)
+        future.add_done_callback(lambda done: self._places.give_back(work) if done.cancelled() else None)
         return future
 
     def _submitted(self, work: Callable[[], T]) -> Future[T]:

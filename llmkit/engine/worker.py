@@ -6,9 +6,8 @@ It carries events from the engine to those who wait for them. What is computed, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -96,7 +95,7 @@ class EngineWorker:
         before_sleep: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._places, self._before_sleep = name, Places(max_waiting), before_sleep
-        self._n_placed = 0  # places taken by requests that the engine knows; the owner thread's alone
+        self._placed: set[EngineRequest] = set()  # those the engine knows that have a place; the owner thread's alone
         # Reentrant puts: a ticket may be collected, and so cancelled, at any point of any thread.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._receivers: dict[EngineRequest, _Receiving] = {}
@@ -132,27 +131,25 @@ class EngineWorker:
         The function is called in the owner thread and should return at once; if it raises, the request is cancelled.
         Errors are those of `submit`.
         """
-        self.take_place(request)
-        self.hand_in(receiver, request)
+        try:
+            self.take_place(request)
+            self.hand_in(receiver, request)
+        except BaseException:
+            self.cancel(request)
+            raise
 
     def take_place(self, request: EngineRequest) -> None:
-        """The first half of `submit_to`: a place in the queue, waiting for it if the request may."""
+        """The first half of `submit_to`: a place in the queue, waiting for it if the request may.
+
+        `cancel` gives it back, should the second half never come.
+        """
         self._engine.check(request)
-        self._places.take(wait=request.may_wait)
+        self._places.take(request, wait=request.may_wait)
 
     async def atake_place(self, request: EngineRequest) -> None:
         """`take_place` for an event loop, which a full queue does not block; cancelled meanwhile, none is taken."""
         self._engine.check(request)
-        await self._places.atake(wait=request.may_wait)
-
-    @contextmanager
-    def place_given_back_on_failure(self) -> Generator[None]:
-        """For what may fail between the two halves."""
-        try:
-            yield
-        except BaseException:
-            self._places.give_back()
-            raise
+        await self._places.atake(request, wait=request.may_wait)
 
     def hand_in(self, receiver: Receiver, request: EngineRequest) -> None:
         """The second half of `submit_to`, for a request that has its place.
@@ -253,7 +250,7 @@ class EngineWorker:
 
     def _add(self, request: EngineRequest, receiver: Receiver) -> None:
         self._receivers[request] = _Receiving(receiver, request.n_choices)
-        self._n_placed += 1
+        self._placed.add(request)
         self._engine.add(request)
 
     def _cancel(self, request: EngineRequest) -> None:
@@ -262,6 +259,7 @@ class EngineWorker:
             self._engine.cancel(request)
             self._figures = self._engine.figures()
             _last_word(receiving.receiver)
+        self._give_back(request)  # also of one that was never handed in
 
     def _deliver(self, event: Event) -> None:
         """Hand an event to whom it is for, and end what it ends."""
@@ -280,10 +278,14 @@ class EngineWorker:
             _last_word(receiving.receiver)
 
     def _free_places(self) -> None:
-        """Give back the places of requests that wait no more: they started, failed or were cancelled."""
-        while self._n_placed > self._engine.n_waiting:
-            self._n_placed -= 1
-            self._places.give_back()
+        """Give back the places of requests that wait no more: they started or failed."""
+        if len(self._placed) > self._engine.n_waiting:
+            for request in [one for one in self._placed if not self._engine.awaits_start(one)]:
+                self._give_back(request)
+
+    def _give_back(self, request: EngineRequest) -> None:
+        self._placed.discard(request)
+        self._places.give_back(request)
 
     def _end_all(self, reason: Callable[[], LLMKitError]) -> None:
         """Refuse what comes from now on, and end all that is here or on its way, each with an error of its own."""

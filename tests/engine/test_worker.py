@@ -180,7 +180,7 @@ def test_a_full_queue_refuses_who_will_not_wait(started: Callable[..., EngineWor
     worker = started(runner, max_waiting=2, max_running=1)
     tickets = [worker.submit(make_request([1]))]
     assert runner.stepping.wait(SOON_S)
-    assert eventually(lambda: worker._n_placed == 1)  # it started, its place is given back after the step
+    assert eventually(lambda: len(worker._placed) == 1)  # it started, its place is given back after the step
     tickets.append(worker.submit(make_request([2])))
     with pytest.raises(QueueFull, match="max_waiting is 2"):
         worker.submit(make_request([3], may_wait=False))
