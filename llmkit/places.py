@@ -20,7 +20,7 @@ MAX_WAITING = 1024
 class Places:
     """Places that are taken and given back. All methods may be called from any thread, `atake` from any event loop.
 
-    A place belongs to its owner, who has one at most; so it can be given back whatever happened, and as often as wished.
+    A place belongs to its owner, who has one at most; so it can be given back whatever happened, and twice.
 
     Args:
         max_waiting: how many places there are.
@@ -33,7 +33,7 @@ class Places:
         if max_waiting < 1:
             raise ParameterError(f"max_waiting must be at least 1, got {max_waiting}")
         self._max_waiting = max_waiting
-        self._lock = threading.RLock()  # reentrant: who waits may be collected, and so leave, at any point of any thread
+        self._lock = threading.RLock()  # who waits may be collected, and so leave, at any point of any thread
         self._taken: set[Hashable] = set()
         self._waiting: OrderedDict[Hashable, Future[None]] = OrderedDict()
         self._refusal: Callable[[], Exception] | None = None

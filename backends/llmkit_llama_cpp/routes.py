@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 
 import psutil
 
-from llmkit.bridge import drained_in_thread
 from llmkit.engine.calls import EngineCalls, NumberedRequest
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
@@ -110,12 +109,13 @@ class Routes:
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop."""
         for_engine, others = self._divided(requests)
-        if self._engine is None or others:
-            async for chunk in drained_in_thread(self.chunks(requests)):
+        if self._engine is not None and for_engine:
+            async for chunk in self._engine.achunks(for_engine):
                 yield chunk
-            return
-        async for chunk in self._engine.achunks(for_engine):
-            yield chunk
+        for index, request in others:
+            may_wait = request.when_full == "wait"
+            async for chunk in self._thread.achunks(partial(self._alone.run, index, request), may_wait=may_wait):
+                yield chunk
 
     def use_adapter(self, handle: Any) -> None:
         """Compute with an adapter from now on, or without one; what runs ends first.
