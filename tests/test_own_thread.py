@@ -155,7 +155,7 @@ def test_a_thread_that_is_dropped_unclosed_ends() -> None:
 
 
 EXITING = """
-import sys, threading, time
+import threading, time
 from llmkit.own_thread import OwnThread
 from llmkit.types import Chunk
 

@@ -211,7 +211,12 @@ class EngineCalls:
             raise cause if isinstance(cause, self._passed_on) else event.error
 
     def drain(self) -> None:
-        """Let everything that runs or waits end; who comes from now on waits, until `close`."""
+        """Let everything that runs or waits end; who comes from now on waits, until `close`.
+
+        Raises:
+            GenerationError: this is a forked process.
+        """
+        self._worker.check_process()
         with self._lock:
             self._gate.wait_for(lambda: not self._is_held)
             try:

@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event, Failure
 from llmkit.errors import GenerationError, LLMKitError, ModelClosed
+from llmkit.home_process import HomeProcess
 from llmkit.places import MAX_WAITING, Places
 
 T = TypeVar("T")
@@ -99,8 +100,8 @@ class EngineWorker:
         # Reentrant puts: a ticket may be collected, and so cancelled, at any point of any thread.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._receivers: dict[EngineRequest, _Receiving] = {}
-        self._is_closed = False
-        self._closing = threading.Lock()
+        self._refusal: Callable[[], LLMKitError] | None = None
+        self._closing, self._home = threading.Lock(), HomeProcess(name)
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._own, args=(make_engine, made), name=f"llmkit {name}", daemon=True)
         self._thread.start()
@@ -120,6 +121,7 @@ class EngineWorker:
             InvalidRequest: it has more choices than sequences may run at once.
             QueueFull: there is no place, and it may not wait.
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
         events: SimpleQueue[Event | None] = SimpleQueue()
         self.submit_to(events.put, request)
@@ -143,11 +145,13 @@ class EngineWorker:
 
         `cancel` gives it back, should the second half never come.
         """
+        self.check_process()
         self._engine.check(request)
         self._places.take(request, wait=request.may_wait)
 
     async def atake_place(self, request: EngineRequest) -> None:
         """`take_place` for an event loop, which a full queue does not block; cancelled meanwhile, none is taken."""
+        self.check_process()
         self._engine.check(request)
         await self._places.atake(request, wait=request.may_wait)
 
@@ -156,29 +160,27 @@ class EngineWorker:
 
         Raises:
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
-        with self._closing:
-            if self._is_closed:
-                raise ModelClosed(self._name)
-            self._inbox.put(partial(self._add, request, receiver))
+        self._command(partial(self._add, request, receiver))
 
     def cancel(self, request: EngineRequest) -> None:
         """End a request within a step; its receiver gets None. Returns at once; too late or twice does nothing."""
-        self._inbox.put(partial(self._cancel, request))
+        # No global is named: a reader may be dropped while the interpreter ends, when they are None already.
+        self._inbox.put(lambda: self._cancel(request))
 
     def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run something in the owner thread between two steps, and wait for it.
 
         Raises:
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
         if threading.current_thread() is self._thread:
             return function()
+        self.check_process()
         outcome: Future[T] = Future()
-        with self._closing:
-            if self._is_closed:
-                raise ModelClosed(self._name)
-            self._inbox.put(partial(_settle, outcome, function))
+        self._command(partial(_settle, outcome, function))
         return outcome.result()
 
     def forget_and(self, change: Callable[[], None]) -> None:
@@ -187,6 +189,7 @@ class EngineWorker:
         Raises:
             GenerationError: something runs.
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
 
         def forget_then_change() -> None:
@@ -198,13 +201,30 @@ class EngineWorker:
     def close(self) -> None:
         """End all requests with `ModelClosed`, free everything and wait for the thread; safe to call twice.
 
-        From within the owner thread it does not wait.
+        From within the owner thread it does not wait; in a forked process it does nothing.
         """
+        if not self._home.is_here:
+            return
         with self._closing:
-            self._is_closed = True
+            self._refusal = partial(ModelClosed, self._name)
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._places.close(self._refusal)  # should another reason have ended the thread before
+
+    def check_process(self) -> None:
+        """Refuse a call from a forked process, which has no owner thread.
+
+        Raises:
+            GenerationError: this is one.
+        """
+        self._home.check()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._closing:
+            if self._refusal is not None:
+                raise self._refusal()
+            self._inbox.put(command)
 
     # --- in the owner thread ----------------------------------------------------------------------------------------
 
@@ -216,7 +236,7 @@ class EngineWorker:
         engine, reason = made.result(), partial[LLMKitError](ModelClosed, self._name)
         try:
             self._serve(engine)
-        except Exception as error:  # noqa: BLE001  those who wait for this thread must hear of it, whatever it is
+        except BaseException as error:  # noqa: BLE001  those who wait for this thread must hear of it, whatever it is
             reason = partial[LLMKitError](_breakdown, error)
         finally:
             self._end_all(reason)
@@ -290,17 +310,17 @@ class EngineWorker:
     def _end_all(self, reason: Callable[[], LLMKitError]) -> None:
         """Refuse what comes from now on, and end all that is here or on its way, each with an error of its own."""
         with self._closing:
-            self._is_closed = True
+            self._refusal = refusal = self._refusal or reason
         for command in self._commands(is_busy=True):
             if command is not None:
                 command()
         for request in list(self._receivers):
             self._deliver(Failure(request, reason()))
-        self._places.close(partial(ModelClosed, self._name))
+        self._places.close(refusal)
 
 
-def _breakdown(cause: Exception) -> GenerationError:
-    error = GenerationError(f"the engine broke down: {type(cause).__name__}: {cause}")
+def _breakdown(cause: BaseException) -> GenerationError:
+    error = GenerationError(f"the engine broke down, load the model again: {type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error
 

@@ -19,6 +19,7 @@ from llmkit.engine.sequence import Event
 from llmkit.errors import GenerationError, ModelClosed
 from llmkit.testing.fake_runner import FakeRunner
 from tests.engine.harness import alone, make_request
+from tests.forks import in_a_fork
 
 PROMPT = list(range(100))
 
@@ -191,6 +192,25 @@ def test_an_interrupted_change_lets_everybody_in_again(started: Callable[[FakeRu
         calls.exclusively(lambda: None)
     assert len(list(calls.chunks([(0, make_request(PROMPT))]))) == 5
     reading.close()
+
+
+def test_a_forked_process_is_told_to_load_the_model_itself(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    def refused() -> None:
+        requests = [(0, make_request(PROMPT))]
+        waits: list[Callable[[], object]] = [
+            lambda: list(calls.chunks(requests)),
+            lambda: asyncio.run(anext(calls.achunks(requests))),  # type: ignore[arg-type]
+            lambda: calls.exclusively(lambda: None),
+            calls.drain,
+        ]
+        for wait in waits:
+            with pytest.raises(GenerationError, match="load the model in this one"):
+                wait()
+        calls.close()
+
+    calls = started(FakeRunner())
+    assert in_a_fork(refused)
+    assert len(list(calls.chunks([(0, make_request(PROMPT))]))) == 5
 
 
 def test_prefixes_are_not_forgotten_under_what_runs() -> None:
