@@ -42,7 +42,7 @@ class _Job:
 
 
 class OwnThread:
-    """One thread, for work that must not run twice at a time. It is a daemon, and does not keep a program alive.
+    """One thread, for work that must not run twice at a time. It starts with the first, and keeps no program alive.
 
     Args:
         name: the model's, for messages.
@@ -69,7 +69,6 @@ class OwnThread:
         self._thread = threading.Thread(
             target=_serve, args=(initializer, self._commands), name="llmkit-generate", daemon=True
         )
-        self._thread.start()
         weakref.finalize(self, self._commands.put, None)
 
     def chunks(self, work: Work, *, may_wait: bool = True) -> Iterator[Chunk]:
@@ -129,6 +128,8 @@ class OwnThread:
     def _hand_in(self, command: Callable[[], None]) -> None:
         with self._closing:
             self._refuse_if_closed()
+            if self._thread.ident is None:
+                self._thread.start()
             self._commands.put(command)
 
     def _leave(self, job: _Job) -> None:
@@ -156,7 +157,7 @@ class OwnThread:
         if running is not None:
             running.cancelled.set()
         self._places.close(partial(ModelClosed, self._name))
-        if threading.current_thread() is not self._thread:
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _refuse_if_closed(self) -> None:

@@ -148,7 +148,7 @@ def test_closing_ends_what_runs_and_what_waits_with_an_error_that_says_so(thread
 
 def test_a_thread_that_is_dropped_unclosed_ends() -> None:
     thread = OwnThread("m")
-    ends = thread._thread
+    ends = thread.run(threading.current_thread)
     del thread
     ends.join(SOON_S)
     assert not ends.is_alive()
