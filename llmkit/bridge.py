@@ -13,7 +13,8 @@ T = TypeVar("T")
 async def drained_in_thread(items: Iterator[T]) -> AsyncIterator[T]:
     """The items of an iterator that blocks, without blocking the event loop.
 
-    Leaving early closes the iterator, if it can be closed, at its next item; an exception of it is raised here.
+    Leaving early closes the iterator, if it can be closed, at its next item; an exception of it is raised here, unless
+    nobody is here any more.
     """
     close: Callable[[], None] = getattr(items, "close", lambda: None)
     loop, queue, left = asyncio.get_running_loop(), asyncio.Queue[tuple[T] | None](), threading.Event()
@@ -39,3 +40,4 @@ async def drained_in_thread(items: Iterator[T]) -> AsyncIterator[T]:
         await drained
     finally:
         left.set()
+        drained.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, should nobody be here

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 
 from llmkit.errors import ParameterError, QueueFull
@@ -20,6 +20,8 @@ MAX_WAITING = 1024
 class Places:
     """Places that are taken and given back. All methods may be called from any thread, `atake` from any event loop.
 
+    A place belongs to its owner, who has one at most; so it can be given back whatever happened, and twice.
+
     Args:
         max_waiting: how many places there are.
 
@@ -30,69 +32,64 @@ class Places:
     def __init__(self, max_waiting: int) -> None:
         if max_waiting < 1:
             raise ParameterError(f"max_waiting must be at least 1, got {max_waiting}")
-        self._max_waiting, self._n_free = max_waiting, max_waiting
-        self._lock = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
+        self._max_waiting = max_waiting
+        self._lock = threading.RLock()  # who waits may be collected, and so leave, at any point of any thread
+        self._taken: set[Hashable] = set()
+        self._waiting: OrderedDict[Hashable, Future[None]] = OrderedDict()
         self._refusal: Callable[[], Exception] | None = None
 
-    def take(self, *, wait: bool) -> None:
+    def take(self, owner: Hashable, *, wait: bool) -> None:
         """Take a place; where there is none, block until there is one, or raise.
 
         Raises:
             QueueFull: there is none, and `wait` is false.
             Exception: what `close` was given.
         """
-        place = self._asked(wait)
         try:
-            place.result()
+            self._asked(owner, wait).result()
         except BaseException:
-            self._leave(place)
+            self.give_back(owner)
             raise
 
-    async def atake(self, *, wait: bool) -> None:
+    async def atake(self, owner: Hashable, *, wait: bool) -> None:
         """`take` for an event loop: waiting blocks nobody, and who is cancelled leaves no place taken."""
-        place = self._asked(wait)
         try:
-            await asyncio.wrap_future(place)
+            await asyncio.wrap_future(self._asked(owner, wait))
         except BaseException:
-            self._leave(place)
+            self.give_back(owner)
             raise
 
-    def give_back(self) -> None:
-        """Give a place back; who has waited longest gets it."""
+    def give_back(self, owner: Hashable) -> None:
+        """Give an owner's place back, or wait for it no more; who has waited longest gets it."""
         with self._lock:
-            while self._waiting:
-                place = self._waiting.popleft()
+            self._taken.discard(owner)
+            self._waiting.pop(owner, None)
+            while self._waiting and len(self._taken) < self._max_waiting:
+                first, place = self._waiting.popitem(last=False)
                 if place.set_running_or_notify_cancel():
+                    self._taken.add(first)
                     place.set_result(None)
-                    return
-            self._n_free += 1
 
     def close(self, refusal: Callable[[], Exception]) -> None:
         """Raise this for all who wait, and for all who come from now on."""
         with self._lock:
             self._refusal = refusal
-            waiting, self._waiting = self._waiting, deque()
-        for place in waiting:
+            waiting, self._waiting = self._waiting, OrderedDict()
+        for place in waiting.values():
             if place.set_running_or_notify_cancel():
                 place.set_exception(refusal())
 
-    def _asked(self, wait: bool) -> Future[None]:
+    def _asked(self, owner: Hashable, wait: bool) -> Future[None]:
         """A future that is done once the place is there."""
         place: Future[None] = Future()
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal()
-            if self._n_free:
-                self._n_free -= 1
+            if len(self._taken) < self._max_waiting:
+                self._taken.add(owner)
                 place.set_result(None)
             elif wait:
-                self._waiting.append(place)
+                self._waiting[owner] = place
             else:
                 raise QueueFull(self._max_waiting)
         return place
-
-    def _leave(self, place: Future[None]) -> None:
-        """Wait no more; a place that came at the same moment goes to the next one."""
-        if not place.cancel() and place.exception() is None:
-            self.give_back()

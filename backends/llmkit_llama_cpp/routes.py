@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 
 import psutil
 
-from llmkit.bridge import drained_in_thread
 from llmkit.engine.calls import EngineCalls, NumberedRequest
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest
@@ -114,13 +113,18 @@ class Routes:
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop."""
-        for_engine, others = self._divided(requests)
-        if self._engine is None or others:
-            async for chunk in drained_in_thread(self.chunks(requests)):
-                yield chunk
-            return
         with self._calls.one_more():
+            async for chunk in self._achunks(requests):
+                yield chunk
+
+    async def _achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
+        for_engine, others = self._divided(requests)
+        if self._engine is not None and for_engine:
             async for chunk in self._engine.achunks(for_engine):
+                yield chunk
+        for index, request in others:
+            may_wait = request.when_full == "wait"
+            async for chunk in self._thread.achunks(partial(self._alone.run, index, request), may_wait=may_wait):
                 yield chunk
 
     def use_adapter(self, handle: Any) -> None:

@@ -19,7 +19,6 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from llmkit.bridge import drained_in_thread
 from llmkit.engine.engine import EngineFigures
 from llmkit.errors import ModelInvalid
 from llmkit.open_calls import OpenCalls
@@ -191,15 +190,20 @@ class Routes:
 
     async def achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         """`chunks` for an event loop, which neither the self-test nor `model.generate` holds up."""
+        with self._calls.one_more():
+            async for chunk in self._achunks(requests):
+                yield chunk
+
+    async def _achunks(self, requests: Sequence[Request]) -> AsyncIterator[Chunk]:
         if self._adapters.active not in self._verdicts and any(request.reproducible for request in requests):
             await asyncio.to_thread(self._tested)
         for_engine, others = self._divided(requests)
-        if self._engine is None or others:
-            async for chunk in drained_in_thread(self.chunks(requests)):
-                yield chunk
-            return
-        with self._calls.one_more():
+        if self._engine is not None and for_engine:
             async for chunk in self._engine.achunks(for_engine):
+                yield chunk
+        for group in batches(others, self._options.max_rows, self.generate.shared):
+            may_wait = all(one.request.when_full == "wait" for one in group)
+            async for chunk in self._thread.achunks(partial(self.generate.run, group), may_wait=may_wait):
                 yield chunk
 
     def _divided(self, requests: Sequence[Request]) -> tuple[list[Numbered], list[Numbered]]:

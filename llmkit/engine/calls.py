@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeAlias
 
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event
-from llmkit.engine.worker import EngineWorker
+from llmkit.engine.worker import EngineWorker, Receiver
 from llmkit.places import MAX_WAITING
 from llmkit.types import Chunk, TokenLogprob
 
@@ -71,8 +72,10 @@ class EngineCalls:
         before_sleep: Callable[[], None] = lambda: None,
     ) -> None:
         self._passed_on, self._logprobs = (MemoryError, *passed_on), logprobs
-        self._gate = threading.Condition()
-        self._n_open, self._is_held = 0, False
+        # Entered as a bare lock: a signal's exception within a condition's own `__enter__` would leave it locked.
+        self._lock = threading.RLock()
+        self._gate = threading.Condition(self._lock)
+        self._open, self._is_held = set[EngineRequest](), False
         self._worker = EngineWorker(make_engine, name=name, max_waiting=max_waiting, before_sleep=before_sleep)
 
     @property
@@ -134,53 +137,59 @@ class EngineCalls:
             self._let_in()
 
     def _submit(self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest]) -> None:
-        self._worker.take_place(request)
-        with self._worker.place_given_back_on_failure():
-            while not self._entered():
+        with self._undone_on_failure(request, submitted):
+            self._worker.take_place(request)
+            while not self._entered(request):
                 self._until_let_in()
-        self._hand_in(index, request, put)
-        submitted.append(request)
+            self._worker.hand_in(self._receiver(index, request, put), request)
 
     async def _asubmit(self, index: int, request: EngineRequest, put: _Put, submitted: list[EngineRequest]) -> None:
-        await self._worker.atake_place(request)
-        with self._worker.place_given_back_on_failure():
-            while not self._entered():
+        with self._undone_on_failure(request, submitted):
+            await self._worker.atake_place(request)
+            while not self._entered(request):
                 await asyncio.to_thread(self._until_let_in)
-        self._hand_in(index, request, put)
-        submitted.append(request)
+            self._worker.hand_in(self._receiver(index, request, put), request)
 
-    def _hand_in(self, index: int, request: EngineRequest, put: _Put) -> None:
+    @contextmanager
+    def _undone_on_failure(self, request: EngineRequest, submitted: list[EngineRequest]) -> Generator[None]:
+        """Whatever interrupts handing a request in, a signal's handler for one, and wherever: nothing of it stays."""
+        submitted.append(request)
+        try:
+            yield
+        except BaseException:
+            self._worker.cancel(request)
+            self._leave(request)  # nobody else does, unless it was handed in
+            raise
+
+    def _receiver(self, index: int, request: EngineRequest, put: _Put) -> Receiver:
         bundle = _Bundle(index, put, request.streamed)
 
         def receive(event: Event | None) -> None:
             if event is None:
-                self._leave()
+                self._leave(request)
             bundle.add(event)
 
-        try:
-            self._worker.hand_in(receive, request)
-        except BaseException:
-            self._leave()
-            raise
+        return receive
 
-    def _entered(self) -> bool:
-        """Count one more as open, unless everybody is held out."""
-        with self._gate:
-            self._n_open += not self._is_held
+    def _entered(self, request: EngineRequest) -> bool:
+        """Note one more as open, unless everybody is held out."""
+        with self._lock:
+            if not self._is_held:
+                self._open.add(request)
             return not self._is_held
 
     def _let_in(self) -> None:
-        with self._gate:
+        with self._lock:
             self._is_held = False
             self._gate.notify_all()
 
     def _until_let_in(self) -> None:
-        with self._gate:
+        with self._lock:
             self._gate.wait_for(lambda: not self._is_held)
 
-    def _leave(self) -> None:
-        with self._gate:
-            self._n_open -= 1
+    def _leave(self, request: EngineRequest) -> None:
+        with self._lock:
+            self._open.discard(request)
             self._gate.notify_all()
 
     def _cancel(self, submitted: Sequence[EngineRequest]) -> None:
@@ -203,11 +212,20 @@ class EngineCalls:
             raise cause if isinstance(cause, self._passed_on) else event.error
 
     def drain(self) -> None:
-        """Let everything that runs or waits end; who comes from now on waits, until `close`."""
-        with self._gate:
+        """Let everything that runs or waits end; who comes from now on waits, until `close`.
+
+        Raises:
+            GenerationError: this is a forked process.
+        """
+        self._worker.check_process()
+        with self._lock:
             self._gate.wait_for(lambda: not self._is_held)
-            self._is_held = True
-            self._gate.wait_for(lambda: not self._n_open)
+            try:
+                self._is_held = True
+                self._gate.wait_for(lambda: not self._open)
+            except BaseException:
+                self._let_in()
+                raise
 
     def close(self) -> None:
         """End everything and free the memory; who waits, and who comes from now on, gets `ModelClosed`."""

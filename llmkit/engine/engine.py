@@ -84,6 +84,10 @@ class Engine:
         """Requests that have not started."""
         return len(self._scheduler.waiting)
 
+    def awaits_start(self, request: EngineRequest) -> bool:
+        """Whether a request is one of those."""
+        return request in self._scheduler.waiting
+
     def check(self, request: EngineRequest) -> None:
         """Refuse a request that can never run; safe in any thread.
 

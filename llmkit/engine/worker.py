@@ -6,9 +6,8 @@ It carries events from the engine to those who wait for them. What is computed, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -17,6 +16,7 @@ from typing import TypeAlias, TypeVar
 from llmkit.engine.engine import Engine, EngineFigures
 from llmkit.engine.sequence import Delta, EngineRequest, Event, Failure
 from llmkit.errors import GenerationError, LLMKitError, ModelClosed
+from llmkit.home_process import HomeProcess
 from llmkit.places import MAX_WAITING, Places
 
 T = TypeVar("T")
@@ -96,12 +96,12 @@ class EngineWorker:
         before_sleep: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._places, self._before_sleep = name, Places(max_waiting), before_sleep
-        self._n_placed = 0  # places taken by requests that the engine knows; the owner thread's alone
+        self._placed: set[EngineRequest] = set()  # those the engine knows that have a place; the owner thread's alone
         # Reentrant puts: a ticket may be collected, and so cancelled, at any point of any thread.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._receivers: dict[EngineRequest, _Receiving] = {}
-        self._is_closed = False
-        self._closing = threading.Lock()
+        self._refusal: Callable[[], LLMKitError] | None = None
+        self._closing, self._home = threading.Lock(), HomeProcess(name)
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._own, args=(make_engine, made), name=f"llmkit {name}", daemon=True)
         self._thread.start()
@@ -121,6 +121,7 @@ class EngineWorker:
             InvalidRequest: it has more choices than sequences may run at once.
             QueueFull: there is no place, and it may not wait.
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
         events: SimpleQueue[Event | None] = SimpleQueue()
         self.submit_to(events.put, request)
@@ -132,56 +133,54 @@ class EngineWorker:
         The function is called in the owner thread and should return at once; if it raises, the request is cancelled.
         Errors are those of `submit`.
         """
-        self.take_place(request)
-        self.hand_in(receiver, request)
+        try:
+            self.take_place(request)
+            self.hand_in(receiver, request)
+        except BaseException:
+            self.cancel(request)
+            raise
 
     def take_place(self, request: EngineRequest) -> None:
-        """The first half of `submit_to`: a place in the queue, waiting for it if the request may."""
+        """The first half of `submit_to`: a place in the queue, waiting for it if the request may.
+
+        `cancel` gives it back, should the second half never come.
+        """
+        self.check_process()
         self._engine.check(request)
-        self._places.take(wait=request.may_wait)
+        self._places.take(request, wait=request.may_wait)
 
     async def atake_place(self, request: EngineRequest) -> None:
         """`take_place` for an event loop, which a full queue does not block; cancelled meanwhile, none is taken."""
+        self.check_process()
         self._engine.check(request)
-        await self._places.atake(wait=request.may_wait)
-
-    @contextmanager
-    def place_given_back_on_failure(self) -> Generator[None]:
-        """For what may fail between the two halves."""
-        try:
-            yield
-        except BaseException:
-            self._places.give_back()
-            raise
+        await self._places.atake(request, wait=request.may_wait)
 
     def hand_in(self, receiver: Receiver, request: EngineRequest) -> None:
         """The second half of `submit_to`, for a request that has its place.
 
         Raises:
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
-        with self._closing:
-            if self._is_closed:
-                raise ModelClosed(self._name)
-            self._inbox.put(partial(self._add, request, receiver))
+        self._command(partial(self._add, request, receiver))
 
     def cancel(self, request: EngineRequest) -> None:
         """End a request within a step; its receiver gets None. Returns at once; too late or twice does nothing."""
-        self._inbox.put(partial(self._cancel, request))
+        # No global is named: a reader may be dropped while the interpreter ends, when they are None already.
+        self._inbox.put(lambda: self._cancel(request))
 
     def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run something in the owner thread between two steps, and wait for it.
 
         Raises:
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
         if threading.current_thread() is self._thread:
             return function()
+        self.check_process()
         outcome: Future[T] = Future()
-        with self._closing:
-            if self._is_closed:
-                raise ModelClosed(self._name)
-            self._inbox.put(partial(_settle, outcome, function))
+        self._command(partial(_settle, outcome, function))
         return outcome.result()
 
     def forget_and(self, change: Callable[[], None]) -> None:
@@ -190,6 +189,7 @@ class EngineWorker:
         Raises:
             GenerationError: something runs.
             ModelClosed: the worker is closed.
+            GenerationError: the engine broke down, or this is a forked process.
         """
 
         def forget_then_change() -> None:
@@ -201,13 +201,30 @@ class EngineWorker:
     def close(self) -> None:
         """End all requests with `ModelClosed`, free everything and wait for the thread; safe to call twice.
 
-        From within the owner thread it does not wait.
+        From within the owner thread it does not wait; in a forked process it does nothing.
         """
+        if not self._home.is_here:
+            return
         with self._closing:
-            self._is_closed = True
+            self._refusal = partial(ModelClosed, self._name)
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._places.close(self._refusal)  # should another reason have ended the thread before
+
+    def check_process(self) -> None:
+        """Refuse a call from a forked process, which has no owner thread.
+
+        Raises:
+            GenerationError: this is one.
+        """
+        self._home.check()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._closing:
+            if self._refusal is not None:
+                raise self._refusal()
+            self._inbox.put(command)
 
     # --- in the owner thread ----------------------------------------------------------------------------------------
 
@@ -219,7 +236,7 @@ class EngineWorker:
         engine, reason = made.result(), partial[LLMKitError](ModelClosed, self._name)
         try:
             self._serve(engine)
-        except Exception as error:  # noqa: BLE001  those who wait for this thread must hear of it, whatever it is
+        except BaseException as error:  # noqa: BLE001  those who wait for this thread must hear of it, whatever it is
             reason = partial[LLMKitError](_breakdown, error)
         finally:
             self._end_all(reason)
@@ -253,7 +270,7 @@ class EngineWorker:
 
     def _add(self, request: EngineRequest, receiver: Receiver) -> None:
         self._receivers[request] = _Receiving(receiver, request.n_choices)
-        self._n_placed += 1
+        self._placed.add(request)
         self._engine.add(request)
 
     def _cancel(self, request: EngineRequest) -> None:
@@ -262,6 +279,7 @@ class EngineWorker:
             self._engine.cancel(request)
             self._figures = self._engine.figures()
             _last_word(receiving.receiver)
+        self._give_back(request)  # also of one that was never handed in
 
     def _deliver(self, event: Event) -> None:
         """Hand an event to whom it is for, and end what it ends."""
@@ -280,25 +298,29 @@ class EngineWorker:
             _last_word(receiving.receiver)
 
     def _free_places(self) -> None:
-        """Give back the places of requests that wait no more: they started, failed or were cancelled."""
-        while self._n_placed > self._engine.n_waiting:
-            self._n_placed -= 1
-            self._places.give_back()
+        """Give back the places of requests that wait no more: they started or failed."""
+        if len(self._placed) > self._engine.n_waiting:
+            for request in [one for one in self._placed if not self._engine.awaits_start(one)]:
+                self._give_back(request)
+
+    def _give_back(self, request: EngineRequest) -> None:
+        self._placed.discard(request)
+        self._places.give_back(request)
 
     def _end_all(self, reason: Callable[[], LLMKitError]) -> None:
         """Refuse what comes from now on, and end all that is here or on its way, each with an error of its own."""
         with self._closing:
-            self._is_closed = True
+            self._refusal = refusal = self._refusal or reason
         for command in self._commands(is_busy=True):
             if command is not None:
                 command()
         for request in list(self._receivers):
             self._deliver(Failure(request, reason()))
-        self._places.close(partial(ModelClosed, self._name))
+        self._places.close(refusal)
 
 
-def _breakdown(cause: Exception) -> GenerationError:
-    error = GenerationError(f"the engine broke down: {type(cause).__name__}: {cause}")
+def _breakdown(cause: BaseException) -> GenerationError:
+    error = GenerationError(f"the engine broke down, load the model again: {type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error
 

@@ -1,6 +1,8 @@
 """Event loops stay free, and whoever leaves ends the generation."""
 
 import asyncio
+import gc
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -200,3 +202,27 @@ def test_detach_frees_the_model_once() -> None:
     llm.detach()
     llm.close()
     assert llm.n_released == 1
+
+
+def test_an_error_after_everybody_has_left_is_not_reported_as_lost() -> None:
+    class Failing(Watched):
+        def _generate(self, requests: Sequence[Request]) -> Iterator[Chunk]:
+            yield from itertools.islice(super()._generate(requests), 1)
+            assert left.wait(5)
+            raise ModelClosed("scripted")
+
+    left, reports = threading.Event(), list[dict[str, Any]]()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+        call = asyncio.create_task(llm.arun("x"))
+        await asyncio.to_thread(llm.begun.wait, 5)
+        call.cancel()
+        await asyncio.wait([call])
+        left.set()
+        await asyncio.to_thread(llm.ended.wait, 5)
+
+    llm = Failing(LONG)
+    asyncio.run(main())
+    gc.collect()
+    assert reports == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from llmkit.engine.sequence import Event
 from llmkit.errors import GenerationError, ModelClosed
 from llmkit.testing.fake_runner import FakeRunner
 from tests.engine.harness import alone, make_request
+from tests.forks import in_a_fork
 
 PROMPT = list(range(100))
 
@@ -123,6 +126,91 @@ def test_a_change_that_fails_lets_everybody_in_again(started: Callable[[FakeRunn
     calls.close()
     with pytest.raises(ModelClosed):
         calls.exclusively(lambda: None)
+
+
+class Alarm(BaseException):
+    """What a signal's handler raises, such as KeyboardInterrupt."""
+
+
+@pytest.fixture
+def alarmed() -> Iterator[None]:
+    """The timer's signal raises."""
+
+    def raise_alarm(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, raise_alarm)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarmed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that hits a weak reference's end
+def test_a_signal_at_any_moment_leaves_nothing_behind(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    calls, moments, n_interrupted = started(FakeRunner()), random.Random(0), 0
+    for _ in range(2000):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, 5e-4))
+                list(calls.chunks([(0, make_request(PROMPT[:5], max_tokens=2))]))
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Alarm:
+            n_interrupted += 1
+    assert n_interrupted > 200
+    calls.exclusively(lambda: None)
+    assert not calls._open
+    assert not calls._worker._places._taken
+
+
+@pytest.mark.parametrize("moment", ["take_place", "hand_in"])
+def test_an_error_right_after_each_half_of_handing_in_leaves_nothing_behind(
+    moment: str, started: Callable[[FakeRunner], EngineCalls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = started(FakeRunner(delay_s=0.001))
+    half = getattr(calls._worker, moment)
+
+    def interrupted(*args: object) -> None:
+        half(*args)
+        raise Alarm
+
+    monkeypatch.setattr(calls._worker, moment, interrupted)
+    with pytest.raises(Alarm):
+        list(calls.chunks([(0, make_request(PROMPT, max_tokens=100_000))]))
+    calls.exclusively(lambda: None)
+    assert not calls._open
+    assert not calls._worker._places._taken
+
+
+@pytest.mark.usefixtures("alarmed")
+def test_an_interrupted_change_lets_everybody_in_again(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    calls = started(FakeRunner(delay_s=0.002))
+    reading = calls.chunks([(0, make_request(PROMPT, max_tokens=100_000))])
+    next(reading)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with pytest.raises(Alarm):
+        calls.exclusively(lambda: None)
+    assert len(list(calls.chunks([(0, make_request(PROMPT))]))) == 5
+    reading.close()
+
+
+def test_a_forked_process_is_told_to_load_the_model_itself(started: Callable[[FakeRunner], EngineCalls]) -> None:
+    def refused() -> None:
+        requests = [(0, make_request(PROMPT))]
+        waits: list[Callable[[], object]] = [
+            lambda: list(calls.chunks(requests)),
+            lambda: asyncio.run(anext(calls.achunks(requests))),  # type: ignore[arg-type]
+            lambda: calls.exclusively(lambda: None),
+            calls.drain,
+        ]
+        for wait in waits:
+            with pytest.raises(GenerationError, match="load the model in this one"):
+                wait()
+        calls.close()
+
+    calls = started(FakeRunner())
+    assert in_a_fork(refused)
+    assert len(list(calls.chunks([(0, make_request(PROMPT))]))) == 5
 
 
 def test_prefixes_are_not_forgotten_under_what_runs() -> None:

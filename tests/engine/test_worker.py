@@ -180,7 +180,7 @@ def test_a_full_queue_refuses_who_will_not_wait(started: Callable[..., EngineWor
     worker = started(runner, max_waiting=2, max_running=1)
     tickets = [worker.submit(make_request([1]))]
     assert runner.stepping.wait(SOON_S)
-    assert eventually(lambda: worker._n_placed == 1)  # it started, its place is given back after the step
+    assert eventually(lambda: len(worker._placed) == 1)  # it started, its place is given back after the step
     tickets.append(worker.submit(make_request([2])))
     with pytest.raises(QueueFull, match="max_waiting is 2"):
         worker.submit(make_request([3], may_wait=False))
@@ -355,8 +355,28 @@ def test_a_broken_engine_ends_everybody(started: Callable[..., EngineWorker]) ->
             tokens_of(ticket)
         errors.append(caught.value)
     assert len(set(map(id, errors))) == 3
-    with pytest.raises(ModelClosed):
-        worker.submit(make_request([1]))
+
+
+def test_after_an_interrupt_in_its_thread_calls_hear_of_it_until_the_worker_is_closed(
+    started: Callable[..., EngineWorker],
+) -> None:
+    class Interrupted(FakeRunner):
+        def step(self, slices: list[Slice]) -> list[list[int]]:
+            raise KeyboardInterrupt
+
+    worker = started(Interrupted())
+    calls: list[Callable[[], object]] = [
+        lambda: tokens_of(worker.submit(make_request([1]))),
+        lambda: worker.submit(make_request([1])),
+        lambda: worker.run_in_thread(lambda: None),
+    ]
+    for call in calls:
+        with pytest.raises(GenerationError, match="the engine broke down, load the model again: KeyboardInterrupt"):
+            call()
+    worker.close()
+    for call in calls:
+        with pytest.raises(ModelClosed):
+            call()
 
 
 def test_other_work_runs_in_the_same_thread_between_steps(started: Callable[..., EngineWorker]) -> None:

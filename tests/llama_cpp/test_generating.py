@@ -232,7 +232,7 @@ def test_a_full_queue_refuses_who_will_not_wait() -> None:
         waiting = threading.Thread(target=llm.run, args=("x",), kwargs={"seed": 1, "max_tokens": 1})
         waiting.start()
         deadline = time.monotonic() + 20
-        while llm._routes._thread._places._n_free and time.monotonic() < deadline:
+        while not llm._routes._thread._places._taken and time.monotonic() < deadline:
             time.sleep(0.001)
         with pytest.raises(QueueFull):
             llm.run("y", seed=1, when_full="raise")

@@ -70,7 +70,7 @@ def test_calls_made_at_once_share_their_steps(llm: TransformersLLM, forwards: Fo
         with ThreadPoolExecutor(16) as threads:
             calls = [threads.submit(llm.run, task, seed=1, **params) for task in tasks]
             assert forwards.first.wait(10)
-            while llm._routes._engine._calls._n_open < 16:  # pyright: ignore[reportOptionalMemberAccess]
+            while len(llm._routes._engine._calls._open) < 16:  # pyright: ignore[reportOptionalMemberAccess]
                 pass
             forwards.gate.set()
             texts = [call.result(30) for call in calls]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -196,6 +198,28 @@ def test_leaving_while_waiting_for_a_place_leaves_nothing_behind(model_folder: C
         assert eventually(lambda: is_idle(llm))
         assert llm.batch_run(["x"] * 9, max_tokens=1)
         counter.remove()
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_program_that_holds_a_started_stream_ends_without_a_word(engine: bool) -> None:
+    program = f"import llmkit; llm = llmkit.load(engine={engine}); pieces = llm.stream('Hello!'); print(next(pieces))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (ended.stdout, ended.stderr) == ("Hello\n", "")
+
+
+@pytest.mark.parametrize("leave", [timed_out, waited_for, cancelled, left_async_stream])
+def test_leaving_a_call_that_waits_for_another_frees_its_place_and_its_loop_at_once(
+    narrow: TransformersLLM, held: ForwardCounter, leave: Callable[[TransformersLLM], Any]
+) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(narrow.run, "hello", max_tokens=2)
+        assert held.first.wait(SOON_S)
+        asyncio.run(leave(narrow))  # while the model stands still
+        if not narrow._routes.has_engine:  # the engine's steps, which stand still as well, free its places
+            assert not narrow_places(narrow)._taken
+        held.gate.set()
+        assert running.result(SOON_S)
+    assert narrow.run("hello", max_tokens=2, when_full="raise")
 
 
 def test_closing_ends_all_calls_with_an_error_that_says_so(narrow: TransformersLLM, held: ForwardCounter) -> None:
