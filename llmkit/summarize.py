@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator
 
+from llmkit.characters import characters_problem
 from llmkit.errors import GenerationError, InvalidRequest
 
 CountTokens = Callable[[str], int]
@@ -41,7 +42,7 @@ def summarize(
         render: The prompt that asks for the summary of a passage.
 
     Raises:
-        InvalidRequest: The text is empty.
+        InvalidRequest: The text is empty, or has half of a surrogate pair.
         ValueError: `max_passage_tokens` is too small, or `run` gave another number of texts.
         GenerationError: A round's summaries have no fewer tokens than its text, so rounds would never end.
     """
@@ -70,6 +71,8 @@ def reduced(text: str, *, count_tokens: CountTokens, max_passage_tokens: int) ->
     """
     if not text.strip():
         raise InvalidRequest(f"text must contain something to summarize, got {text!r}")
+    if (problem := characters_problem(text)) is not None:
+        raise InvalidRequest(f"text {problem}")
     while True:
         passages = split_passages(text, count_tokens=count_tokens, max_passage_tokens=max_passage_tokens)
         if len(passages) == 1:

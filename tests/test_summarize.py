@@ -177,6 +177,11 @@ def test_an_empty_text_is_refused(text: str) -> None:
         summarize(text, run=list, count_tokens=count_words, max_passage_tokens=2, render=str)
 
 
+def test_half_of_a_surrogate_pair_is_refused_with_its_place() -> None:
+    with pytest.raises(InvalidRequest, match="text must be Unicode text, got half of a surrogate pair at character 3"):
+        summarize("one\ud800", run=list, count_tokens=count_words, max_passage_tokens=9, render=str)
+
+
 def test_a_run_that_loses_a_text_is_refused() -> None:
     with pytest.raises(ValueError, match="2 prompts gave 1 texts"):
         summarize(

@@ -32,6 +32,7 @@ def checked_schema(schema: object) -> str:
     schema_error = importlib.import_module("jsonschema").SchemaError
     try:
         source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        source.encode()  # JSON can hold halves of surrogate pairs, grammars cannot
         _validator(source).check_schema(json.loads(source))
     except schema_error as error:
         raise InvalidConstraint("schema", f"{error.json_path}: {error.message}") from error

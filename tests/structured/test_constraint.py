@@ -143,6 +143,7 @@ def test_only_one_constraint_may_be_given() -> None:
         ({"schema": object()}, "no JSON schema can be made"),
         ({"schema": threading.Lock}, "must be a type|no JSON schema can be made"),
         ({"schema": threading.Thread}, "no JSON schema can be made"),
+        ({"schema": {"enum": ["half \ud800"]}}, "it is not JSON: .*surrogates not allowed"),
         ({"regex": ""}, "must be a non-empty string"),
         ({"regex": 1}, "must be a non-empty string"),
         ({"grammar": 5}, "must be a non-empty string"),
