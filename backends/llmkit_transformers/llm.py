@@ -229,6 +229,13 @@ class TransformersLLM(BackendLLM):
     def fingerprint(self) -> str:
         """What the bits depend on: weights, adapter, tokenizer, route, precision, device, libraries and processor."""
         self._require()
+        try:
+            return self._fingerprint_now()
+        except AttributeError:
+            self._require()  # closed meanwhile, by another thread
+            raise
+
+    def _fingerprint_now(self) -> str:
         claim, adapter = self._routes.info.reproducible, self._adapters.active
         return fingerprint(
             {

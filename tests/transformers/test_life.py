@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.errors import CheckpointError, DeviceUnavailable, ModelClosed, ModelInvalid, UnknownDevice
 from llmkit_transformers import TransformersLLM
+from llmkit_transformers import llm as llm_module
 from tests import tiny_models
 
 Folder = Callable[..., Path]
@@ -95,6 +96,22 @@ def test_every_call_after_close_is_refused(model_folder: Folder, tmp_path: Path)
         with pytest.raises(ModelClosed):
             call()
     assert llm.track_resource_utilization()
+
+
+def test_a_fingerprint_of_a_model_that_is_closed_or_being_closed_is_refused(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = TransformersLLM(str(model_folder()))
+    digest = llm_module.weights_digest
+
+    def closing_meanwhile(weights: Any) -> str:
+        llm.close()
+        return digest(weights)
+
+    monkeypatch.setattr(llm_module, "weights_digest", closing_meanwhile)
+    for _ in range(2):
+        with pytest.raises(ModelClosed):
+            _ = llm.fingerprint
 
 
 def test_closing_ends_a_running_generation(model_folder: Folder) -> None:
