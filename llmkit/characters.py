@@ -5,7 +5,7 @@ It knows where in a request there is text, and not who reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from llmkit.errors import InvalidRequest
@@ -34,33 +34,29 @@ def check_characters(request: Request, params: GenerationParams) -> None:
     Raises:
         InvalidRequest: half of a surrogate pair is in one of the texts; the message says where.
     """
-    for name, text in _texts(request, params):
-        if (problem := characters_problem(text)) is not None:
-            raise InvalidRequest(f"{name} {problem}")
-
-
-def _texts(request: Request, params: GenerationParams) -> Iterator[tuple[str, str]]:
-    """All texts of a request, each under the name that its caller knows it by."""
     if isinstance(request.prompt, str):
-        yield "the task", request.prompt
+        _check("the task", request.prompt)
     else:
         for at, message in enumerate(request.prompt):
-            yield f"messages[{at}].content", message.content
-            yield from _within(f"messages[{at}].tool_calls", message.tool_calls)
-    yield "system_prompt", params.system_prompt or ""
-    yield from _within("stop_token", params.stop_strings)
-    yield from _within("tools", request.tools)
-    yield from _within("template_args", request.template_args)
+            _check(f"messages[{at}].content", message.content)
+            _check(f"messages[{at}].tool_calls", message.tool_calls)
+    _check("system_prompt", params.system_prompt)
+    _check("stop_token", params.stop_strings)
+    _check("tools", request.tools)
+    _check("template_args", request.template_args)
 
 
-def _within(name: str, value: object) -> Iterator[tuple[str, str]]:
-    """The strings in a value that JSON can hold."""
+def _check(name: str, value: object) -> None:
+    """Refuse half of a surrogate pair in a value that JSON can hold, under the name that its caller knows it by."""
+    if value is None:  # as most are: asked of every row of a dataset
+        return
     if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in cast("Mapping[Any, object]", value).items():
-            yield from _within(name, key)
-            yield from _within(f"{name}.{key}", item)
+        if (problem := characters_problem(value)) is not None:
+            raise InvalidRequest(f"{name} {problem}")
     elif isinstance(value, (list, tuple)):
         for at, item in enumerate(cast("list[object] | tuple[object, ...]", value)):
-            yield from _within(f"{name}[{at}]", item)
+            _check(f"{name}[{at}]", item)
+    elif isinstance(value, Mapping):
+        for key, item in cast("Mapping[Any, object]", value).items():
+            _check(name, key)
+            _check(f"{name}.{key}", item)
