@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmkit.errors import GenerationError
+from llmkit import Request
+from llmkit.errors import GenerationError, ModelClosed
 from llmkit_transformers import TransformersLLM
 from tests.transformers.conftest import ForwardCounter
 
@@ -133,11 +134,15 @@ def test_models_that_are_set_at_the_same_time_take_turns(model_folder: Callable[
     assert threading.active_count() <= before
 
 
-def test_close_ends_what_still_runs_on_the_model_before(
+def test_close_ends_the_model_before_as_well_and_a_stream_of_it_keeps_what_was_generated(
     changing: TransformersLLM, model_folder: Callable[..., Path]
 ) -> None:
+    expected = changing.run("hello", **LONG)
     stream = changing.stream("hello", **LONG)
-    next(stream)
+    begun = next(stream)
+    before = changing._routes
     changing.model_name = str(model_folder("qwen3"))
     changing.close()
-    assert len(list(stream)) < LONG["max_tokens"]  # it ends by itself: all had been generated before the model went
+    with pytest.raises(ModelClosed):
+        list(before.chunks([Request("hello", prompt_ids=(5, 6))]))
+    assert begun + "".join(stream) == expected
